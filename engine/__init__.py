@@ -1,0 +1,1 @@
+"""The ground floor: prompts, completions, verdicts, rows, shards. Knows nothing of training or scoring."""

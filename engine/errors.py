@@ -1,0 +1,61 @@
+"""Everything that may end a run, as one tree; a bad row is data and never gets here.
+
+PotstillError                 exit 1: the run cannot go on
+├── UsageError                exit 2: what the user asked for cannot be done as written
+│   ├── ConfigError           a key or value of the configuration
+│   ├── TemplateError         a template or one of its slots
+│   └── MissingError          a file, folder, model or library that is not there
+├── DataError                 a file that is there and cannot be read: names `path:line`
+├── DiskError                 the disk refused a write (full, read-only, gone)
+├── EngineError               the teacher died or never started
+│   └── EndpointError         an OpenAI-compatible endpoint that does not answer
+└── Interrupted               exit 130: the user stopped it; says how to resume
+
+A message says what happened, where, and what to do next, in one sentence.
+"""
+
+
+class PotstillError(Exception):
+    """The run cannot go on."""
+
+    exit_code = 1
+
+
+class UsageError(PotstillError):
+    """What was asked for cannot be done as written."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A key or value of the configuration is wrong."""
+
+
+class TemplateError(UsageError):
+    """A template or one of its slots is wrong."""
+
+
+class MissingError(UsageError):
+    """A file, folder, model or library is not there."""
+
+
+class DataError(PotstillError):
+    """A file is there and cannot be read."""
+
+
+class DiskError(PotstillError):
+    """The disk refused a write."""
+
+
+class EngineError(PotstillError):
+    """The teacher died or never started."""
+
+
+class EndpointError(EngineError):
+    """An OpenAI-compatible endpoint does not answer."""
+
+
+class Interrupted(PotstillError):
+    """The user stopped the run."""
+
+    exit_code = 130

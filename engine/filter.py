@@ -1,0 +1,100 @@
+"""The rules, in order: exact duplicate -> length -> phrase guard -> (optional rules) -> cap per template.
+
+Promises the law of the filter: rows are judged once, in the order given; a row's key enters `seen` before the
+later rules judge it; only a row that passed everything counts towards its template's cap. `watch` answers on a
+partial text only where the finished row is certain to be rejected. No I/O, no clock, no vLLM.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import xxhash
+
+from engine import config as configuration
+from engine.rows import KEPT, Verdict
+
+PREFIX_WORDS = 4
+"""Words of the instruction that name a template with `cap_key = "prefix"` (the recipe's)."""
+RULES = ("duplicate", "length", "phrase", "cap")
+"""Names of the rules, in the order in which they judge."""
+
+
+class Filter:
+    """Judges rows one by one, in order."""
+
+    def __init__(self, settings: configuration.Filter) -> None:
+        self.settings = settings
+        self.seen: set[int] = set()
+        self.caps: Counter[str] = Counter()
+        self.content = Content(settings)
+
+    def judge(self, instruction: str, input_text: str, output: str, template: str) -> Verdict:
+        """Return the verdict on the next row, and remember it."""
+        key = self.key(instruction, input_text, output)
+        if key in self.seen:
+            return Verdict("duplicate", "same text as an earlier row")
+        self.seen.add(key)
+        verdict = self.content.judge(output)
+        if verdict is not None:
+            return verdict
+        cap_key = self.cap_key(instruction, template)
+        if self.full(cap_key):
+            return Verdict("cap", f"{self.settings.cap_per_template} rows of {cap_key!r} are kept already")
+        self.caps[cap_key] += 1
+        return KEPT
+
+    def full(self, cap_key: str) -> bool:
+        """Say whether the cap of a template is reached."""
+        return 0 < self.settings.cap_per_template <= self.caps[cap_key]
+
+    def cap_key(self, instruction: str, template: str) -> str:
+        """Return what the cap counts this row under."""
+        if self.settings.cap_key == "template":
+            return template
+        return " ".join(instruction.split(None, PREFIX_WORDS)[:PREFIX_WORDS])
+
+    def key(self, instruction: str, input_text: str, output: str) -> int:
+        """Return the 128-bit key of exact duplicates: xxh3 of the stripped fields."""
+        fields = {"instruction": instruction, "input": input_text, "output": output}
+        text = "\x1f".join(fields[name].strip() for name in self.settings.dedup_on)
+        return xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogatepass"))
+
+    def restore(self, instruction: str, input_text: str, output: str, template: str, *, rule: str) -> None:
+        """Take in a row that was judged before, so that a resumed run goes on as if it had not stopped."""
+        if rule != "duplicate":
+            self.seen.add(self.key(instruction, input_text, output))
+        if not rule:
+            self.caps[self.cap_key(instruction, template)] += 1
+
+
+class Content:
+    """The rules that look at the output alone; they need no state, so they may answer on a partial text."""
+
+    def __init__(self, settings: configuration.Filter) -> None:
+        self._min_chars = settings.min_chars
+        self._max_chars = settings.max_chars
+        self._phrases = tuple(phrase.lower() for phrase in settings.phrases)
+        # A final sigma lowers to another letter once text follows it, so a phrase with one is not judged early.
+        self._early_phrases = tuple(phrase for phrase in self._phrases if "ς" not in phrase and "σ" not in phrase)
+
+    def judge(self, output: str) -> Verdict | None:
+        """Return why a finished output is rejected, or None."""
+        if not self._min_chars <= len(output) <= self._max_chars:
+            return Verdict("length", f"{len(output)} characters, not {self._min_chars} to {self._max_chars}")
+        return _phrase(output, self._phrases)
+
+    def watch(self, partial: str) -> Verdict | None:
+        """Return the rejection that an unfinished output is certain to get, or None."""
+        if len(partial) > self._max_chars:
+            return Verdict("length", f"more than {self._max_chars} characters")
+        return _phrase(partial, self._early_phrases)
+
+
+def _phrase(output: str, phrases: Sequence[str]) -> Verdict | None:
+    lowered = output.lower()
+    for phrase in phrases:
+        if phrase in lowered:
+            return Verdict("phrase", f"holds {phrase!r}")
+    return None

@@ -1,0 +1,137 @@
+"""The nouns: Prompt, Completion, Verdict, Row, and how each gets its id.
+
+Promises that an id is a function of what made the thing, the same on every machine and in every run.
+Knows nothing of files, models or rules.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import xxhash
+
+SCHEMA_VERSION = 1
+"""Version of the on-disk row; raised when a field changes its meaning."""
+
+Role = Literal["system", "user", "assistant"]
+Outcome = Literal["kept", "rejected", "skipped", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected", "skipped", "failed")
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One chat turn."""
+
+    role: Role
+    content: str
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """What the teacher is asked once.
+
+    `prefix` (system prompt and few-shot turns) is seen by the teacher and not by the student.
+    """
+
+    index: int
+    """Place in the order of commitment, from 0."""
+    id: str
+    template: str
+    instruction: str
+    input: str = ""
+    prefix: tuple[Message, ...] = ()
+    max_tokens: int | None = None
+    """Limit of this prompt's own; None takes `sampling.max_tokens`."""
+    seed: int = 0
+
+    @property
+    def question(self) -> str:
+        """The user turn: what teacher and student are both asked."""
+        return user_turn(self.instruction, self.input)
+
+    def messages(self) -> list[dict[str, str]]:
+        """The whole conversation as the teacher sees it, in OpenAI's message form."""
+        turns = [{"role": turn.role, "content": turn.content} for turn in self.prefix]
+        return [*turns, {"role": "user", "content": self.question}]
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """What came back for one prompt."""
+
+    id: str
+    text: str
+    finish_reason: str
+    """`stop`, `length`, `repetition`, `abort` or `error`, in vLLM's words."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    error: str = ""
+    """Why there is no text; the row then counts as failed."""
+    verdict: Verdict | None = None
+    """Set where generation was ended early because the finished row would have been rejected."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A rule's answer on one row: the rule that rejected it and why, or KEPT."""
+
+    rule: str
+    reason: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return self.rule == "kept"
+
+
+KEPT = Verdict("kept")
+
+
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a shard. `instruction`, `input`, `output` come first: any Alpaca reader loads it."""
+
+    instruction: str
+    input: str
+    output: str
+    template: str
+    id: str
+    index: int
+    finish_reason: str
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    seed: int = 0
+    rule: str = ""
+    """The rule that rejected, skipped or failed it; absent in kept rows."""
+    reason: str = ""
+    aborted: bool = False
+    """True where generation was ended early, so `output` is what had been written by then."""
+
+
+def user_turn(instruction: str, input_text: str) -> str:
+    """Join instruction and input the way every room does: a blank line between, nothing if input is empty."""
+    return f"{instruction}\n\n{input_text}" if input_text else instruction
+
+
+def hash_id(*parts: str) -> str:
+    """Return the xxh3-128 hex digest of the parts; order and boundaries count."""
+    return xxhash.xxh3_128_hexdigest("\x1f".join(parts).encode("utf-8", "surrogatepass"))
+
+
+def row_seed(run_seed: int, prompt_id: str) -> int:
+    """Return the seed of one row, in [0, 2**62): the same for a prompt in every run of one seed."""
+    return xxhash.xxh3_64_intdigest(f"{run_seed}\x1f{prompt_id}".encode()) >> 2
+
+
+def row_of(prompt: Prompt, completion: Completion, verdict: Verdict) -> Row:
+    """Build the line that is written for a prompt, its completion and the verdict."""
+    return Row(
+        instruction=prompt.instruction,
+        input=prompt.input,
+        output=completion.text,
+        template=prompt.template,
+        id=prompt.id,
+        index=prompt.index,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.prompt_tokens,
+        output_tokens=completion.output_tokens,
+        seed=prompt.seed,
+        rule="" if verdict.kept else verdict.rule,
+        reason=verdict.reason,
+        aborted=completion.verdict is not None,
+    )

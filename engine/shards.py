@@ -1,0 +1,267 @@
+"""Sharded JSONL on disk: append, publish, resume, verify.
+
+A shard appears under its final name only whole: written as `.part`, fsynced, renamed, its folder fsynced, then
+named in the manifest, which is itself replaced atomically. All kinds of rows (kept, rejected, skipped, failed) are
+published together, so the manifest always names a prefix of the run. Knows lines and counts, not what a row means.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import xxhash
+
+from engine.errors import DataError, DiskError, MissingError
+from engine.rows import OUTCOMES, SCHEMA_VERSION, Outcome
+
+MANIFEST = "manifest.json"
+PART = ".part"
+
+
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One published file."""
+
+    file: str
+    kind: Outcome
+    rows: int
+    bytes: int
+    xxh3: str
+    """xxh3-128 of the file, in hexadecimal."""
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """What a run is, and which shards belong to it."""
+
+    schema: int = SCHEMA_VERSION
+    fingerprint: dict[str, Any] = {}
+    """Every setting that decides which rows come out, under its dotted key."""
+    versions: dict[str, str] = {}
+    teacher: dict[str, str] = {}
+    shards: list[Shard] = []
+    finished: bool = False
+    summary: dict[str, Any] = {}
+    """The last line of the run, once it is finished."""
+
+    def of(self, kind: Outcome) -> list[Shard]:
+        """Return the shards of one kind, in order."""
+        return [shard for shard in self.shards if shard.kind == kind]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a run's manifest.
+
+    Raises: MissingError where there is none, DataError where it cannot be read.
+    """
+    path = folder / MANIFEST
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(
+            f"{folder} is not a run: it has no {MANIFEST}; give the folder that generate wrote"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path}: cannot be read ({error}); restore it or generate again") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace a run's manifest atomically and durably."""
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    replace_file(folder / MANIFEST, data + b"\n")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(path.name + PART)
+    with disk(path), temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    with disk(path):
+        temporary.replace(path)
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turn an OSError into one sentence that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(f"{path}: the disk is full; free some space and run the same command again") from error
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+class ShardWriter:
+    """Appends lines to one `.part` file per kind and publishes them together."""
+
+    def __init__(self, folder: Path, manifest: Manifest, *, shard_bytes: int) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._shard_bytes = shard_bytes
+        self._parts: dict[Outcome, _Part] = {}
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, kind: Outcome, lines: list[bytes]) -> None:
+        """Append whole lines (each with its newline) of one kind; they survive a kill of this process."""
+        if not lines:
+            return
+        part = self._parts.get(kind)
+        if part is None:
+            part = self._parts[kind] = _Part(self._part_path(kind))
+        part.append(lines)
+
+    @property
+    def due(self) -> bool:
+        """Say whether a shard has reached its size, so that it is time to publish."""
+        return any(part.bytes >= self._shard_bytes for part in self._parts.values())
+
+    def publish(self) -> None:
+        """Turn every `.part` into a shard of the manifest, durably."""
+        shards = list(self.manifest.shards)
+        for kind, part in sorted(self._parts.items()):
+            shards.append(part.publish(kind, self._final_path(kind)))
+        self._parts.clear()
+        _sync_folder(self.folder)
+        self.manifest.shards = shards
+        write_manifest(self.folder, self.manifest)
+
+    def close(self) -> None:
+        """Close the files; what is not published stays in `.part` files for a resume."""
+        for part in self._parts.values():
+            part.close()
+        self._parts.clear()
+
+    def _number(self, kind: Outcome) -> int:
+        return len(self.manifest.of(kind))
+
+    def _part_path(self, kind: Outcome) -> Path:
+        return self.folder / f"{kind}-{self._number(kind):05d}.jsonl{PART}"
+
+    def _final_path(self, kind: Outcome) -> Path:
+        return self.folder / f"{kind}-{self._number(kind):05d}.jsonl"
+
+
+class _Part:
+    """An unpublished shard."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = 0
+        self._rows = 0
+        self._hash = xxhash.xxh3_128()
+        with disk(path):
+            self._file: IO[bytes] = path.open("wb", buffering=0)
+
+    def append(self, lines: list[bytes]) -> None:
+        data = b"".join(lines)
+        with disk(self.path):
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:])
+        self._hash.update(data)
+        self._rows += len(lines)
+        self.bytes += len(data)
+
+    def publish(self, kind: Outcome, final: Path) -> Shard:
+        with disk(self.path):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self.path.replace(final)
+        return Shard(file=final.name, kind=kind, rows=self._rows, bytes=self.bytes, xxh3=self._hash.hexdigest())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def leftovers(folder: Path, manifest: Manifest) -> dict[Outcome, list[bytes]]:
+    """Return the whole lines of each kind's unpublished files; a torn last line is dropped.
+
+    A run that was killed between renaming its shards and replacing the manifest has them under their final name:
+    they are read like `.part` files. A run that was killed while it recovered may hold a line twice.
+    """
+    lines: dict[Outcome, list[bytes]] = {}
+    for kind in OUTCOMES:
+        for path in _unpublished(folder, manifest, kind):
+            lines.setdefault(kind, []).extend(_whole_lines(path))
+    return lines
+
+
+def publish_recovered(folder: Path, manifest: Manifest, lines: dict[Outcome, list[bytes]]) -> None:
+    """Publish lines that an unfinished run left, then delete its unpublished files; safe to be killed anywhere."""
+    shards = list(manifest.shards)
+    for kind in OUTCOMES:
+        if lines.get(kind):
+            final = folder / f"{kind}-{len(manifest.of(kind)):05d}.jsonl"
+            part = _Part(final.with_name(f"{final.name}.recovered{PART}"))
+            part.append(lines[kind])
+            shards.append(part.publish(kind, final))
+    _sync_folder(folder)
+    manifest.shards = shards
+    write_manifest(folder, manifest)
+    for kind in OUTCOMES:
+        for path in _unpublished(folder, manifest, kind):
+            with disk(path):
+                path.unlink()
+
+
+def _unpublished(folder: Path, manifest: Manifest, kind: Outcome) -> list[Path]:
+    named = {shard.file for shard in manifest.shards}
+    files = [*folder.glob(f"{kind}-*.jsonl"), *folder.glob(f"{kind}-*.jsonl*{PART}")]
+    return sorted(path for path in files if path.name not in named)
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    data = path.read_bytes()
+    return [line + b"\n" for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]]
+
+
+def read_lines(folder: Path, shard: Shard) -> Iterator[bytes]:
+    """Yield the lines of a published shard after checking that it is the file that was published.
+
+    Raises: DataError where its size or checksum is not the manifest's.
+    """
+    path = folder / shard.file
+    check_shard(folder, shard)
+    with path.open("rb", buffering=1 << 20) as file:
+        yield from file
+
+
+def check_shard(folder: Path, shard: Shard) -> None:
+    """Compare a shard with its entry in the manifest.
+
+    Raises: DataError where it is missing, cut or changed.
+    """
+    path = folder / shard.file
+    digest = xxhash.xxh3_128()
+    size = rows = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+                rows += chunk.count(b"\n")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: the shard is missing, though the manifest names it; restore it or generate again"
+        ) from None
+    if (size, rows, digest.hexdigest()) != (shard.bytes, shard.rows, shard.xxh3):
+        raise DataError(
+            f"{path}: the shard is not the one that was published (checksum differs); restore it or generate again"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    with disk(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
