@@ -31,7 +31,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every section: frozen, and refuses keys that it does not know."""
 
 
-class Echo(Section):
+class Echo(Section, frozen=True):
     """The echo backend: shares of each kind of answer, and how fast it pretends to be."""
 
     tokens_per_s: Rate = 20_000.0
@@ -48,7 +48,7 @@ class Echo(Section):
     """Share of answers that depend on the question alone, so that a repeated question gives a duplicate."""
 
 
-class Teacher(Section):
+class Teacher(Section, frozen=True):
     """Who answers."""
 
     backend: Literal["vllm", "openai", "echo"] = "vllm"
@@ -90,7 +90,7 @@ class Teacher(Section):
     echo: Echo = Echo()
 
 
-class Prompts(Section):
+class Prompts(Section, frozen=True):
     """What is asked."""
 
     templates: str = ""
@@ -103,7 +103,7 @@ class Prompts(Section):
     """Seed of the draw."""
 
 
-class Sampling(Section):
+class Sampling(Section, frozen=True):
     """How the teacher answers."""
 
     temperature: Annotated[float, Meta(ge=0.0)] = 0.7
@@ -120,7 +120,7 @@ class Sampling(Section):
     """Run seed; each row's own seed is a hash of it and the prompt id."""
 
 
-class Filter(Section):
+class Filter(Section, frozen=True):
     """Which rows are kept."""
 
     min_chars: Count = 5
@@ -141,7 +141,7 @@ class Filter(Section):
     """Skip, hold back and abort what is bound to be rejected; the kept rows are the same either way."""
 
 
-class Output(Section):
+class Output(Section, frozen=True):
     """What is written."""
 
     accepted: Positive | None = None
@@ -150,7 +150,7 @@ class Output(Section):
     """A shard is published when it reaches this size."""
 
 
-class Student(Section):
+class Student(Section, frozen=True):
     """Who learns."""
 
     model: str = ""
@@ -161,7 +161,7 @@ class Student(Section):
     """With `prune`: how many layers to keep, evenly spaced, or which ones; None keeps half."""
 
 
-class Train(Section):
+class Train(Section, frozen=True):
     """How it learns; the defaults are the original recipe's."""
 
     backend: Literal["auto", "unsloth", "trl"] = "auto"
@@ -194,7 +194,7 @@ class Train(Section):
     seed: int = 42
 
 
-class Eval(Section):
+class Eval(Section, frozen=True):
     """How they are compared."""
 
     items: str = ""
@@ -210,7 +210,7 @@ class Eval(Section):
     seed: int = 42
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole file."""
 
     teacher: Teacher = Teacher()
