@@ -63,14 +63,15 @@ WATCH_TOKENS = 8
 class EchoBackend:
     """Answers by rule, at a simulated token rate; refusals, repeats, overlong and empty text in set shares.
 
-    The answer is a function of the prompt alone. Steps go like an engine's: every running prompt gains a token a
+    The answer is a function of the prompt alone, and at temperature 0 of the question alone. Steps go like an engine's: every running prompt gains a token a
     step, and a step takes running / tokens_per_s seconds, so what is aborted early costs less.
     """
 
-    def __init__(self, echo: Echo, *, max_tokens: int, watch: Watch | None = None) -> None:
+    def __init__(self, echo: Echo, sampling: Sampling, *, watch: Watch | None = None) -> None:
         self.capacity = echo.max_num_seqs
         self._echo = echo
-        self._max_tokens = max_tokens
+        self._max_tokens = sampling.max_tokens
+        self._greedy = sampling.temperature == 0
         self._watch = watch
         self._running: dict[str, tuple[Prompt, str, int]] = {}
         self._waiting: dict[str, Prompt] = {}
@@ -145,8 +146,10 @@ class EchoBackend:
 
     def answer(self, prompt: Prompt) -> str:
         """Return the answer to a prompt: a function of the question, and of the prompt's seed where it varies."""
-        draw = xxhash.xxh3_64_intdigest(f"{prompt.id}\x1f{prompt.seed}".encode()) / 2**64
         echo = self._echo
+        varying = "" if self._greedy else f"{prompt.id}\x1f{prompt.seed}"
+        number = xxhash.xxh3_64_intdigest(f"{prompt.question}\x1f{varying}".encode())
+        draw = number / 2**64
         if draw < echo.refusals:
             return f"Sorry, I cannot help with that. You asked: {prompt.question}"
         if draw < echo.refusals + echo.overlong:
@@ -155,7 +158,7 @@ class EchoBackend:
             return ""
         if draw < echo.refusals + echo.overlong + echo.empty + echo.repeats:
             return f"Answer: {prompt.question}"
-        return f"Answer {prompt.seed % 10**6}: {prompt.question}"
+        return f"Answer {number % 10**6}: {prompt.question}"
 
 
 def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None) -> Backend:
@@ -164,7 +167,7 @@ def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = 
     Raises: MissingError where its library or model is not there.
     """
     if teacher.backend == "echo":
-        return EchoBackend(teacher.echo, max_tokens=sampling.max_tokens, watch=watch)
+        return EchoBackend(teacher.echo, sampling, watch=watch)
     if teacher.backend == "openai":
         from engine.openai_backend import OpenAIBackend
 

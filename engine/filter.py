@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import xxhash
 
 from engine import config as configuration
-from engine.rows import KEPT, Verdict
+from engine.rows import KEPT, Row, Verdict
 
 PREFIX_WORDS = 4
 """Words of the instruction that name a template with `cap_key = "prefix"` (the recipe's)."""
@@ -61,12 +61,27 @@ class Filter:
         text = "\x1f".join(fields[name].strip() for name in self.settings.dedup_on)
         return xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogatepass"))
 
-    def restore(self, instruction: str, input_text: str, output: str, template: str, *, rule: str) -> None:
+    def judge_aborted(self, instruction: str, input_text: str, verdict: Verdict) -> Verdict:
+        """Return the verdict on the next row where its generation was ended early with `verdict`.
+
+        Its output is not known whole. A later row with the same output would be rejected for the same reason, so
+        its key is only needed where the key does not look at the output.
+        """
+        if "output" in self.settings.dedup_on:
+            return verdict
+        key = self.key(instruction, input_text, "")
+        if key in self.seen:
+            return Verdict("duplicate", "same text as an earlier row")
+        self.seen.add(key)
+        return verdict
+
+    def restore(self, row: Row) -> None:
         """Take in a row that was judged before, so that a resumed run goes on as if it had not stopped."""
-        if rule != "duplicate":
-            self.seen.add(self.key(instruction, input_text, output))
+        rule = row.rule
+        if rule != "duplicate" and not (row.aborted and "output" in self.settings.dedup_on):
+            self.seen.add(self.key(row.instruction, row.input, row.output))
         if not rule:
-            self.caps[self.cap_key(instruction, template)] += 1
+            self.caps[self.cap_key(row.instruction, row.template)] += 1
 
 
 class Content:

@@ -1,0 +1,196 @@
+"""Templates or a prompt file -> a stream of Prompts, the same ones with the same ids on every machine.
+
+Promises constant memory however many combinations there are: a template's combinations are walked in the order of
+a seeded permutation that is computed, not stored. None repeats before all were used; then, unless the teacher is
+greedy, a new round begins in another order. Knows nothing of teachers, filters or disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from engine.config import Prompts
+from engine.errors import ConfigError, DataError
+from engine.rows import Message, Prompt, Role, hash_id, row_seed
+from engine.templates import Template, content_hash, decode_line, disjoint, load_templates, numbered_lines
+
+DEFAULT_COUNT = 1000
+"""Prompts asked of templates where `prompts.count` is not set."""
+ROUNDS = 4
+"""Feistel rounds; four make a pseudo-random permutation. Source: Luby and Rackoff, 1988."""
+
+
+class Permutation:
+    """A seeded permutation of range(size), computed element by element (a Feistel network, cycle-walked)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self._seed = seed
+        self._half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+        self._mask = (1 << self._half_bits) - 1
+
+    def __getitem__(self, number: int) -> int:
+        if not 0 <= number < self.size:
+            raise IndexError(number)
+        number = self._mix(number)
+        while number >= self.size:
+            number = self._mix(number)
+        return number
+
+    def _mix(self, number: int) -> int:
+        left, right = number >> self._half_bits, number & self._mask
+        for turn in range(ROUNDS):
+            key = right.to_bytes(16, "little") + bytes([turn])
+            mixed = xxhash.xxh3_64_intdigest(key, seed=self._seed & 0xFFFFFFFFFFFFFFFF)
+            left, right = right, left ^ (mixed & self._mask)
+        return left << self._half_bits | right
+
+
+class Source:
+    """All prompts of a run, in order."""
+
+    count: int | None
+    """How many prompts there are to ask; None where only the space of combinations ends them."""
+    fingerprint: str
+    """Hash of what the prompts are made from."""
+    disjoint: bool
+    """No two template ids can make the same instruction."""
+
+    def prompts(self, start: int = 0) -> Iterator[Prompt]:
+        """Yield the prompts from number `start` on."""
+        raise NotImplementedError
+
+
+class TemplateSource(Source):
+    """Prompts from templates; which template comes next is a seeded draw by weight."""
+
+    def __init__(self, path: Path, *, count: int | None, seed: int, run_seed: int, repeat: bool) -> None:
+        self.templates = load_templates(path)
+        self.count = count
+        self.fingerprint = content_hash(path)
+        self.disjoint = disjoint(self.templates)
+        self._seed = seed
+        self._run_seed = run_seed
+        self._repeat = repeat
+
+    def prompts(self, start: int = 0) -> Iterator[Prompt]:
+        used: Counter[str] = Counter()
+        active = list(self.templates)
+        index = 0
+        while active and (self.count is None or index < self.count):
+            template = self._draw(active, index)
+            turn, number = divmod(used[template.id], template.size)
+            if turn and not self._repeat:
+                active.remove(template)
+                continue
+            if index >= start:
+                yield self._prompt(template, turn, number, index)
+            used[template.id] += 1
+            index += 1
+
+    def _draw(self, active: list[Template], index: int) -> Template:
+        if len(active) == 1:
+            return active[0]
+        point = xxhash.xxh3_64_intdigest(f"{self._seed}\x1f{index}".encode()) / 2**64
+        point *= sum(template.weight for template in active)
+        for template in active:
+            point -= template.weight
+            if point < 0:
+                return template
+        return active[-1]
+
+    def _prompt(self, template: Template, turn: int, number: int, index: int) -> Prompt:
+        order = Permutation(
+            template.size, xxhash.xxh3_64_intdigest(f"{self._seed}\x1f{template.id}\x1f{turn}".encode())
+        )
+        combination = order[number]
+        instruction = template.fill(template.values(combination))
+        prefix = [text for turn_ in template.prefix for text in (turn_.role, turn_.content)]
+        prompt_id = hash_id(template.id, str(turn), str(combination), instruction, *prefix)
+        return Prompt(
+            index=index,
+            id=prompt_id,
+            template=template.id,
+            instruction=instruction,
+            prefix=template.prefix,
+            max_tokens=template.max_tokens,
+            seed=row_seed(self._run_seed, prompt_id),
+        )
+
+
+class FileSource(Source):
+    """The user's own prompts, in the order of their file. The whole file is checked before anything is asked."""
+
+    disjoint = False
+
+    def __init__(self, path: Path, *, count: int | None, run_seed: int) -> None:
+        self._path = path
+        self._run_seed = run_seed
+        self._records = [(number, _record(path, number, line)) for number, line in numbered_lines(path)]
+        if not self._records:
+            raise DataError(f"{path}: holds no prompts; give one JSON object a line")
+        self.count = min(count, len(self._records)) if count else len(self._records)
+        self.fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+    def prompts(self, start: int = 0) -> Iterator[Prompt]:
+        for index in range(start, self.count or 0):
+            number, (instruction, input_text, template, prefix) = self._records[index]
+            prompt_id = hash_id(template, str(number), instruction, input_text)
+            yield Prompt(
+                index=index,
+                id=prompt_id,
+                template=template,
+                instruction=instruction,
+                input=input_text,
+                prefix=prefix,
+                seed=row_seed(self._run_seed, prompt_id),
+            )
+
+
+_Record = tuple[str, str, str, tuple[Message, ...]]
+
+
+def open_source(settings: Prompts, *, run_seed: int, greedy: bool, accepted: int | None = None) -> Source:
+    """Return where the prompts come from.
+
+    Raises: ConfigError where neither or both of `prompts.templates` and `prompts.file` are set.
+    """
+    if bool(settings.templates) == bool(settings.file):
+        raise ConfigError("set one of prompts.templates (a template file) and prompts.file (JSONL of your own prompts)")
+    if settings.file:
+        return FileSource(Path(settings.file), count=settings.count, run_seed=run_seed)
+    count = settings.count or (None if accepted else DEFAULT_COUNT)
+    return TemplateSource(
+        Path(settings.templates), count=count, seed=settings.seed, run_seed=run_seed, repeat=not greedy
+    )
+
+
+def _record(path: Path, number: int, line: bytes) -> _Record:
+    data = decode_line(path, number, line)
+    prefix: tuple[Message, ...] = ()
+    instruction = data.get("instruction", data.get("prompt"))
+    if "messages" in data:
+        instruction, prefix = _from_messages(path, number, data["messages"])
+    input_text = data.get("input", "")
+    template = data.get("template", "default")
+    if not isinstance(instruction, str) or not isinstance(input_text, str) or not isinstance(template, str):
+        raise DataError(f"{path}:{number}: needs a text under instruction, prompt or messages; mend the line")
+    return instruction, input_text, template, prefix
+
+
+def _from_messages(path: Path, number: int, messages: Any) -> tuple[str, tuple[Message, ...]]:
+    """Take the user turn of an OpenAI-style conversation; a system turn before it is for the teacher only."""
+    roles = [turn.get("role") for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    if roles not in (["user"], ["system", "user"]) or not all(
+        isinstance(turn.get("content"), str) for turn in messages
+    ):
+        raise DataError(
+            f"{path}:{number}: messages must be one user turn of text, with at most a system turn before it"
+        )
+    turns: list[tuple[Role, str]] = [(turn["role"], turn["content"]) for turn in messages]
+    return turns[-1][1], tuple(Message(role, content) for role, content in turns[:-1])
