@@ -112,7 +112,8 @@ class EchoBackend:
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.capacity:
-            prompt_id, prompt = self._waiting.popitem()
+            prompt_id = next(iter(self._waiting))
+            prompt = self._waiting.pop(prompt_id)
             self._running[prompt_id] = (prompt, self.answer(prompt), 0)
 
     def _step(self) -> None:

@@ -96,7 +96,7 @@ class Prompts(Section, frozen=True):
     templates: str = ""
     """Template file (TOML)."""
     file: str = ""
-    """The user's own prompts instead: JSONL with `instruction` (or `prompt`, or `messages`) and optional `input`, `template`."""
+    """Your own prompts instead: JSONL with `instruction`, `prompt` or `messages`, and optional `input`, `template`."""
     count: Positive | None = None
     """Prompts to ask; None asks every prompt of a file, or 1,000 of templates."""
     seed: int = 42
@@ -202,9 +202,10 @@ class Eval(Section, frozen=True):
     limit: Positive | None = None
     """Use only the first so many items."""
     max_tokens: Positive = 256
-    metrics: dict[str, Literal["exact", "normalised", "json", "numeric"]] = {}
-    """Headline metric per template; templates not named use `default_metric`."""
-    default_metric: Literal["exact", "normalised", "json", "numeric"] = "normalised"
+    metrics: dict[str, Literal["exact", "normalised", "json", "numeric", "chrf", "rouge_l"]] = {}
+    """Headline metric per template; goes before the item's own."""
+    default_metric: Literal["exact", "normalised", "json", "numeric", "chrf", "rouge_l"] = "normalised"
+    """Headline metric of an item that names none and whose template is not in `metrics`."""
     bootstrap: Positive = 10_000
     """Resamples of the paired bootstrap."""
     seed: int = 42

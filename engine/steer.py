@@ -31,13 +31,12 @@ class Committed(msgspec.Struct, frozen=True):
 class _Entry:
     """A prompt on its way."""
 
-    __slots__ = ("asked", "cap_key", "completion", "prompt", "question", "reserves", "skip", "twins")
+    __slots__ = ("cap_key", "completion", "prompt", "question", "reserves", "skip", "twins")
 
     def __init__(self, prompt: Prompt, cap_key: str) -> None:
         self.prompt = prompt
         self.cap_key = cap_key
         self.question = ""
-        self.asked = False
         self.reserves = False
         self.completion: Completion | None = None
         self.skip: Verdict | None = None
@@ -51,10 +50,12 @@ class _Entry:
 class Steering:
     """Takes prompts in order, hands out those worth asking, takes completions in any order, commits in order."""
 
-    def __init__(self, rules: Filter, *, greedy: bool, disjoint: bool, target: int | None = None) -> None:
+    def __init__(
+        self, rules: Filter, *, greedy: bool, disjoint: bool, target: int | None = None, kept: int = 0
+    ) -> None:
         settings = rules.settings
         self.filter = rules
-        self.kept = sum(rules.caps.values())
+        self.kept = kept
         self._target = target
         self._greedy = settings.early and greedy
         self._watch_caps = (
@@ -86,9 +87,12 @@ class Steering:
         """Say whether so many rows are kept as were wanted."""
         return self._target is not None and self.kept >= self._target
 
-    def asked_prompts(self) -> list[Prompt]:
-        """Return the prompts in flight, oldest first: what a restarted teacher must be asked again."""
-        return [entry.prompt for entry in self._entries.values()]
+    def requeue(self) -> list[str]:
+        """Put the prompts in flight back to be asked again, after the teacher was lost; return their ids."""
+        entries = sorted(self._entries.values(), key=lambda entry: entry.prompt.index)
+        self._ready.extendleft(reversed(entries))
+        self._entries.clear()
+        return [entry.prompt.id for entry in entries]
 
     def remember(self, prompt: Prompt) -> None:
         """Note a prompt that an earlier part of this run has committed as answered."""
@@ -105,11 +109,10 @@ class Steering:
 
     def take(self, limit: int) -> list[Prompt]:
         """Hand out at most `limit` prompts for the teacher, in order."""
-        taken = []
+        taken: list[Prompt] = []
         while self._ready and len(taken) < limit:
             entry = self._ready.popleft()
             if entry.skip is None:
-                entry.asked = True
                 self._entries[entry.prompt.id] = entry
                 taken.append(entry.prompt)
         return taken

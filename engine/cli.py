@@ -1,0 +1,51 @@
+"""The engine's commands: generate, filter, verify."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from engine.command import Command, config_arguments
+from engine.config import load
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    config_arguments(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder to write or to go on with")
+    parser.add_argument("--resume", choices=("auto", "never", "always"), default="auto", help="default: auto")
+
+
+def _generate(args: argparse.Namespace) -> dict[str, Any]:
+    from engine.generate import generate
+
+    return generate(load(Path(args.config), args.overrides), args.out, resume=args.resume)
+
+
+def _filter_arguments(parser: argparse.ArgumentParser) -> None:
+    from engine.filter_run import add_arguments
+
+    add_arguments(parser)
+
+
+def _filter(args: argparse.Namespace) -> dict[str, Any]:
+    from engine.filter_run import main
+
+    return main(args)
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+
+def _verify(args: argparse.Namespace) -> dict[str, Any]:
+    from engine.verify import verify
+
+    return verify(args.run)
+
+
+COMMANDS = {
+    "generate": Command(_generate_arguments, _generate),
+    "filter": Command(_filter_arguments, _filter),
+    "verify": Command(_verify_arguments, _verify),
+}

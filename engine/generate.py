@@ -1,0 +1,246 @@
+"""One async loop: prompts -> completions -> verdicts -> shards.
+
+Promises that every prompt ends as exactly one of kept, rejected, skipped or failed, that the kept rows do not depend
+on timing, and that a run which is killed anywhere goes on with the same rows. A teacher that dies is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.backend import Backend, make_backend
+from engine.config import Config
+from engine.errors import EngineError, Interrupted
+from engine.funnel import funnel_line, yield_warning
+from engine.progress import Progress, note
+from engine.prompts import Source, open_source
+from engine.rows import Completion, Outcome, Prompt, row_of
+from engine.run import Resume, Run, open_run, versions
+from engine.shards import write_manifest
+from engine.steer import Committed, Steering
+
+AHEAD = 8
+"""Windows of prompts that may wait for an earlier one to be committed; bounds memory."""
+RESTARTS = 5
+"""Times that a teacher is started again without a single answer in between."""
+BACKOFF_S = 1.0
+"""Wait before the first restart; it doubles each time."""
+DEATHS = 2
+"""A prompt that was in flight at so many deaths of the teacher is asked alone; one that kills it alone has failed."""
+
+
+def generate(settings: Config, folder: Path, *, resume: Resume = "auto") -> dict[str, Any]:
+    """Run or resume a generation and return its summary.
+
+    Raises: any PotstillError; what is on disk by then can be resumed.
+    """
+    return asyncio.run(_generate(settings, folder, resume))
+
+
+async def _generate(settings: Config, folder: Path, resume: Resume) -> dict[str, Any]:
+    greedy = settings.sampling.temperature == 0
+    source = open_source(
+        settings.prompts, run_seed=settings.sampling.seed, greedy=greedy, accepted=settings.output.accepted
+    )
+    with open_run(folder, settings, source, resume=resume) as run:
+        if run.manifest.finished:
+            note(f"{folder} is finished: {run.tally.kept:,} rows kept; nothing to do")
+            return run.manifest.summary
+        if run.position:
+            note(f"{folder}: going on at prompt {run.position:,} with {run.tally.kept:,} rows kept")
+        target = settings.output.accepted
+        async with Progress(folder, run.tally, total=source.count, target=target) as progress:
+            await _Generation(settings, run, source, progress).drive()
+        summary = _finish(run, progress.seconds)
+    note(funnel_line(summary["asked"] - summary["failed"], run.tally.lost()))
+    warning = yield_warning(summary["asked"], summary["kept"])
+    if warning:
+        note(warning)
+    if target is not None and summary["kept"] < target:
+        note(
+            f"only {summary['kept']:,} of {target:,} rows: the prompts ran out; raise prompts.count or widen the slots"
+        )
+    return summary
+
+
+def _finish(run: Run, seconds: float) -> dict[str, Any]:
+    run.tally.check()
+    run.manifest.summary = {**run.tally.summary(), "seconds": round(seconds, 3), "run": str(run.folder)}
+    run.manifest.finished = True
+    run.writer.publish()
+    return run.manifest.summary
+
+
+class _Generation:
+    """What one generation holds while it runs."""
+
+    def __init__(self, settings: Config, run: Run, source: Source, progress: Progress) -> None:
+        self._settings = settings
+        self._run = run
+        self._source = source
+        self._progress = progress
+        self._steering = Steering(
+            run.filter,
+            greedy=settings.sampling.temperature == 0,
+            disjoint=source.disjoint,
+            target=settings.output.accepted,
+            kept=run.tally.kept,
+        )
+        self._prompts = self._unasked()
+        self._exhausted = False
+        self._stopping = False
+        self._encoder = msgspec.json.Encoder()
+        self._deaths: Counter[str] = Counter()
+        self._answers = 0
+
+    def _unasked(self) -> Iterator[Prompt]:
+        """Yield the prompts from the run's position on; a greedy run also remembers the questions before it."""
+        position = self._run.position
+        remember = self._settings.sampling.temperature == 0 and self._settings.filter.early
+        for prompt in self._source.prompts(0 if remember else position):
+            if prompt.index < position:
+                self._steering.remember(prompt)
+            else:
+                yield prompt
+
+    async def drive(self) -> None:
+        """Run to the end, starting the teacher again where it dies."""
+        restarts = 0
+        with self._signals():
+            while not self._finished:
+                before = self._answers
+                try:
+                    await self._with_teacher()
+                except EngineError as error:
+                    restarts = 1 if self._answers > before else restarts + 1
+                    if not self._answers or restarts > RESTARTS:
+                        raise
+                    self._mourn(error, restarts)
+                    await asyncio.sleep(BACKOFF_S * 2 ** (restarts - 1))
+                if self._stopping:
+                    await self._stop()
+
+    @property
+    def _finished(self) -> bool:
+        return self._steering.done or (self._exhausted and not self._steering.uncommitted)
+
+    async def _with_teacher(self) -> None:
+        watch = self._run.filter.content.watch if self._settings.filter.early else None
+        async with make_backend(self._settings.teacher, self._settings.sampling, watch=watch) as backend:
+            await self._describe(backend)
+            while not self._finished:
+                await self._ask(backend)
+                await self._commit()
+                if self._stopping and not self._steering.in_flight:
+                    return
+                if self._steering.in_flight and not self._finished:
+                    for completion in await backend.completions():
+                        self._answers += 1
+                        self._steering.finish(_clean(completion))
+                await self._progress.tick(in_flight=self._steering.in_flight)
+            await backend.abort(self._steering.drop())
+
+    async def _ask(self, backend: Backend) -> None:
+        """Keep the teacher's window full, and no fuller."""
+        if self._stopping:
+            return
+        window = backend.capacity + max(8, backend.capacity // 2)
+        suspects = any(self._deaths[prompt_id] >= DEATHS for prompt_id in self._deaths)
+        room = (1 if suspects else window) - self._steering.in_flight
+        while self._steering.ready < room and self._steering.uncommitted < AHEAD * window:
+            prompt = next(self._prompts, None)
+            if prompt is None:
+                self._exhausted = True
+                break
+            self._steering.offer(prompt)
+        prompts = self._steering.take(room)
+        if prompts:
+            await backend.add(prompts)
+
+    async def _commit(self) -> None:
+        """Write what is decided, in prompt order, and publish shards that are full."""
+        lines: dict[Outcome, list[bytes]] = {}
+        for committed in self._steering.commit():
+            lines.setdefault(committed.outcome, []).append(self._line(committed))
+        if lines:
+            await asyncio.to_thread(self._write, lines)
+
+    def _line(self, committed: Committed) -> bytes:
+        self._deaths.pop(committed.prompt.id, None)
+        row = row_of(committed.prompt, committed.completion, committed.verdict)
+        self._run.tally.add(committed.outcome, row)
+        return self._encoder.encode(row) + b"\n"
+
+    def _write(self, lines: dict[Outcome, list[bytes]]) -> None:
+        for outcome, rows in lines.items():
+            self._run.writer.append(outcome, rows)
+        if self._run.writer.due:
+            self._run.writer.publish()
+
+    async def _describe(self, backend: Backend) -> None:
+        manifest = self._run.manifest
+        manifest.teacher, manifest.versions = backend.describe(), versions()
+        await asyncio.to_thread(write_manifest, self._run.folder, manifest)
+
+    def _mourn(self, error: EngineError, restarts: int) -> None:
+        """Take stock after the teacher's death: ask again, and isolate a prompt that seems to kill it."""
+        lost = self._steering.requeue()
+        note(
+            f"the teacher died ({error}); starting it again ({restarts} of {RESTARTS}), asking {len(lost)} prompts again"
+        )
+        self._deaths.update(lost)
+        if len(lost) == 1 and self._deaths[lost[0]] > DEATHS:
+            self._steering.take(1)
+            self._steering.finish(
+                Completion(id=lost[0], text="", finish_reason="error", error="the teacher dies when it is asked this")
+            )
+
+    async def _stop(self) -> None:
+        self._run.tally.check()
+        await asyncio.to_thread(self._run.writer.publish)
+        kept, position = self._run.tally.kept, self._run.position
+        raise Interrupted(
+            f"stopped at prompt {position:,} with {kept:,} rows kept; run the same command again to go on"
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """First SIGINT or SIGTERM: finish what is in flight and publish. Second: stop now. Both can be resumed."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop() -> None:
+            if self._stopping and task is not None:
+                task.cancel()
+            elif not self._stopping:
+                self._stopping = True
+                note("\nstopping: finishing what is in flight; once more to stop at once")
+
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise Interrupted("stopped at once; run the same command again to go on") from None
+            raise
+        finally:
+            for name in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(name)
+
+
+def _clean(completion: Completion) -> Completion:
+    """Replace lone surrogates, which no UTF-8 file can hold, before anything judges the text."""
+    try:
+        completion.text.encode()
+    except UnicodeEncodeError:
+        text = completion.text.encode("utf-8", "replace").decode()
+        return msgspec.structs.replace(completion, text=text)
+    return completion

