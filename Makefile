@@ -1,0 +1,42 @@
+# make quickstart   install into .venv and distil a teacher, with a report, on a laptop
+# make test         install the same with development tools and run the tests
+# make lint         ruff, mypy, import-linter (after make test, or any install with the dev extra)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# torchvision, torchaudio and torchcodec come along with vLLM as builds for CUDA, and break transformers beside a
+# torch for the CPU. Nothing here needs them, so the install ends without them.
+UNUSED := torchvision torchaudio torchcodec
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.cpu
+	$(BIN)/potstill run data/quickstart.toml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Potstill needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.cpu: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[cpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes $(UNUSED)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[cpu,dev]'
+	$(BIN)/python -m pip uninstall --quiet --yes $(UNUSED)
+	touch $@ $(VENV)/.cpu
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

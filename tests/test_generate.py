@@ -1,0 +1,281 @@
+"""Generation on the echo backend, end to end: killed, stopped, full disks, changed settings, dying teachers."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+
+from engine import config
+from engine.errors import ConfigError, DataError, DiskError, EngineError, MissingError, UsageError
+from engine.generate import generate
+from engine.shards import read_lines, read_manifest
+from engine.verify import verify
+
+ROOT = Path(__file__).resolve().parent.parent
+ECHO = ROOT / "data" / "echo.toml"
+FAST = ["teacher.echo.tokens_per_s=1e9", "prompts.count=3000", "filter.cap_per_template=700", "output.shard_bytes=65536"]
+
+
+def settings(*overrides: str) -> config.Config:
+    return config.load(ECHO, [*FAST, *overrides])
+
+
+def lines(folder: Path, kind: str = "kept") -> list[bytes]:
+    manifest = read_manifest(folder)
+    return [line for shard in manifest.of(kind) for line in read_lines(folder, shard)]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    generate(settings(), folder)
+    return folder
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    sets = [part for override in [*FAST, *overrides] for part in ("--set", override)]
+    return [sys.executable, "-m", "potstill", "generate", str(ECHO), "--out", str(folder), *sets]
+
+
+def test_every_prompt_ends_once_and_the_counts_add_up(whole: Path) -> None:
+    result = verify(whole)
+    total = result["kept"] + sum(result["rejected"].values()) + result["skipped"] + result["failed"]
+    assert result["asked"] == total == 3000
+    assert all(result["rejected"][rule] for rule in ("duplicate", "length", "phrase"))
+    assert result["skipped"] > 0
+    assert len(read_manifest(whole).of("kept")) > 3, "many shards"
+    first = orjson.loads(lines(whole)[0])
+    assert list(first)[:3] == ["instruction", "input", "output"]
+
+
+def test_kept_rows_are_the_same_without_early_decisions_and_at_any_width(whole: Path, tmp_path: Path) -> None:
+    generate(settings("filter.early=false"), tmp_path / "late")
+    generate(settings("teacher.echo.max_num_seqs=7"), tmp_path / "narrow")
+    assert lines(tmp_path / "late") == lines(whole)
+    assert lines(tmp_path / "narrow") == lines(whole)
+
+
+def test_a_finished_run_is_a_no_op_that_says_so(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "manifest.json").read_bytes()
+    summary = generate(settings(), whole)
+    assert "is finished" in capsys.readouterr().err
+    assert summary["kept"] == len(lines(whole))
+    assert (whole / "manifest.json").read_bytes() == before
+
+
+def test_killed_at_random_points_it_resumes_to_the_same_rows(whole: Path, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "run", random.Random(5)
+    slow = "teacher.echo.tokens_per_s=60000"
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(command(folder, slow), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=0.35 + rng.random() * 0.4)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    generate(settings(), folder)
+    assert kills >= 2
+    assert lines(folder) == lines(whole)
+    assert verify(folder)["asked"] == 3000
+    leftover = [path.name for path in folder.iterdir() if path.name.endswith(".part")]
+    assert leftover == []
+
+
+def test_torn_and_spoilt_tails_are_dropped(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command(folder, "teacher.echo.tokens_per_s=20000", "output.shard_bytes=10000000"))
+    part = folder / "kept-00000.jsonl.part"
+    deadline = time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size > 50_000) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    data = part.read_bytes()
+    assert len(data) > 50_000
+    part.write_bytes(data[: len(data) // 2] + b"\0" * 300)
+    generate(settings("output.shard_bytes=10000000"), folder)
+    assert lines(folder) == lines(whole)
+    verify(folder)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_interrupted_it_can_go_on(whole: Path, tmp_path: Path, signals: int) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(folder, "teacher.echo.tokens_per_s=20000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(folder.glob("kept-*")):
+        time.sleep(0.02)
+    time.sleep(0.3)
+    for _ in range(signals):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    assert "run the same command again" in err
+    assert "Traceback" not in err
+    assert not read_manifest(folder).finished
+    if signals == 1:
+        assert not list(folder.glob("*.part")), "drained and published"
+    generate(settings(), folder)
+    assert lines(folder) == lines(whole)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    from engine import shards
+
+    original = shards.ShardWriter._part_path
+
+    def onto_a_full_disk(writer: shards.ShardWriter, kind: str) -> Path:
+        path = original(writer, kind)  # type: ignore[arg-type]
+        if path.name == "kept-00003.jsonl.part" and not path.is_symlink():
+            path.symlink_to("/dev/full")
+        return path
+
+    monkeypatch.setattr(shards.ShardWriter, "_part_path", onto_a_full_disk)
+    with pytest.raises(DiskError, match="the disk is full; free some space"):
+        generate(settings(), folder)
+    monkeypatch.undo()
+    assert len(read_manifest(folder).of("kept")) == 3
+    (folder / "kept-00003.jsonl.part").unlink()
+    generate(settings(), folder)
+    assert lines(folder) == lines(whole)
+
+
+def test_a_changed_setting_is_refused_by_name(whole: Path) -> None:
+    with pytest.raises(ConfigError, match=r"filter\.max_chars = 800, not 700"):
+        generate(settings("filter.max_chars=700"), whole)
+    with pytest.raises(ConfigError, match=r"prompts\.content"):
+        generate(settings(f"prompts.templates={ROOT / 'data' / 'templates' / 'three-tasks.toml'}"), whole)
+
+
+def test_resume_never_and_always(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds a run already"):
+        generate(settings(), whole, resume="never")
+    with pytest.raises(MissingError, match="no run to resume"):
+        generate(settings(), tmp_path / "none", resume="always")
+
+
+def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command(folder, "teacher.echo.tokens_per_s=5000"), stderr=subprocess.DEVNULL)
+    try:
+        while not (folder / "manifest.json").exists():
+            time.sleep(0.02)
+        with pytest.raises(UsageError, match="another process"):
+            generate(settings(), folder)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_changed_shard_is_found(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in whole.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    victim = folder / "kept-00001.jsonl"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(DataError, match=r"kept-00001\.jsonl.*checksum"):
+        verify(folder)
+    victim.unlink()
+    with pytest.raises(DataError, match="missing"):
+        verify(folder)
+
+
+def test_accepted_stops_as_soon_as_enough_is_kept(tmp_path: Path) -> None:
+    summary = generate(settings("output.accepted=100"), tmp_path / "run")
+    assert summary["kept"] == 100
+    assert summary["asked"] < 200
+    all_kept = lines(tmp_path / "run")
+    assert len(all_kept) == 100
+    verify(tmp_path / "run")
+
+
+def test_accepted_says_when_the_prompts_run_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = generate(settings("output.accepted=2900", "filter.cap_per_template=0"), tmp_path / "run")
+    assert summary["asked"] == 3000
+    assert "the prompts ran out" in capsys.readouterr().err
+
+
+def test_metrics_and_summary_agree(whole: Path) -> None:
+    last = orjson.loads((whole / "metrics.jsonl").read_bytes().splitlines()[-1])
+    manifest = read_manifest(whole)
+    assert manifest.finished
+    for key in ("asked", "kept", "rejected", "skipped", "failed", "output_tokens"):
+        assert last[key] == manifest.summary[key]
+
+
+def test_the_resolved_config_is_in_the_run(whole: Path) -> None:
+    assert config.load(whole / "config.toml") == settings()
+
+
+def test_last_line_on_stdout_is_json(tmp_path: Path) -> None:
+    result = subprocess.run(command(tmp_path / "run"), capture_output=True, text=True, check=True)
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert {"asked", "kept", "rejected", "skipped", "failed", "seconds"} <= last.keys()
+    assert {"duplicate", "length", "phrase", "cap"} <= last["rejected"].keys()
+    assert "raw 3000 -> dedup" in result.stderr
+
+
+class TestTeacherDies:
+    """A teacher that dies is started again; a prompt that kills it is one failed row."""
+
+    @pytest.fixture
+    def deadly(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+        from engine import generate as module
+        from engine.backend import EchoBackend
+
+        state = {"deaths": 0, "every": 400, "answered": 0, "poison": -1}
+
+        class Dying(EchoBackend):
+            async def completions(self):  # type: ignore[no-untyped-def]
+                taken = [*self._waiting.values(), *(prompt for prompt, _, _ in self._running.values())]
+                if any(prompt.index == state["poison"] for prompt in taken):
+                    state["deaths"] += 1
+                    raise EngineError("poisoned")
+                done = await super().completions()
+                state["answered"] += len(done)
+                if state["every"] and state["answered"] > state["every"]:
+                    state["answered"] = 0
+                    state["deaths"] += 1
+                    raise EngineError("killed")
+                return done
+
+        def make(teacher, sampling, *, watch=None):  # type: ignore[no-untyped-def]
+            return Dying(teacher.echo, sampling, watch=watch)
+
+        monkeypatch.setattr(module, "make_backend", make)
+        monkeypatch.setattr(module, "BACKOFF_S", 0.001)
+        return state
+
+    def test_the_rows_are_the_same(self, deadly: dict[str, int], whole: Path, tmp_path: Path) -> None:
+        generate(settings(), tmp_path / "run")
+        assert deadly["deaths"] >= 3
+        assert lines(tmp_path / "run") == lines(whole)
+
+    def test_poison_is_one_failed_row(self, deadly: dict[str, int], tmp_path: Path) -> None:
+        deadly.update(every=0, poison=500)
+        summary = generate(settings(), tmp_path / "run")
+        assert summary["failed"] == 1
+        failed = [orjson.loads(line) for line in lines(tmp_path / "run", "failed")]
+        assert [row["index"] for row in failed] == [500]
+        verify(tmp_path / "run")
+
+    def test_one_that_never_answers_ends_the_run(self, deadly: dict[str, int], tmp_path: Path) -> None:
+        deadly.update(every=0, poison=0)
+        with pytest.raises(EngineError, match="poisoned"):
+            generate(settings("teacher.echo.max_num_seqs=1"), tmp_path / "run")
