@@ -131,6 +131,10 @@ class Filter(Section, frozen=True):
     """An output that holds one of these is rejected; case does not count."""
     phrase_match: Literal["substring", "robust"] = "substring"
     """`substring` as in the recipe; `robust` sees through quotes, spaces and look-alikes and matches whole words."""
+    phrase_files: tuple[str, ...] = ()
+    """Further phrase lists, one phrase a line: files, or `phrases:refusals-en` and its like, which are shipped."""
+    phrase_chars: Count = 0
+    """Look for phrases in so many first characters of the output only; 0 looks everywhere."""
     cap_per_template: Count = 50
     """Kept rows of one template; 0 sets no cap."""
     cap_key: Literal["prefix", "template"] = "prefix"
