@@ -10,7 +10,8 @@ from engine.filter import Filter
 from engine.rows import Completion, Prompt
 from engine.steer import Committed, Steering
 
-OUTPUTS = ["fine", "also fine", "x", "Sorry, I cannot", "far too long " * 4, "  fine ", "I don't know, fine", ""]
+GOOD = [f"answer {number}" for number in range(6)]
+OUTPUTS = [*GOOD, *GOOD, " answer 1 ", "x", "Sorry, I cannot", "far too long " * 4, "I don't know, fine", ""]
 INSTRUCTIONS = ["Say a b c one", "Say a b c two", "Say a b d one", "Tell", "Tell me", "Tell me all of it now"]
 
 
@@ -61,12 +62,9 @@ def _answer(whole: Completion, filter_: Filter, *, early: bool, rng: random.Rand
     return Completion(id=whole.id, text=whole.text[:cut], finish_reason="abort", verdict=verdict)
 
 
-questions = st.lists(st.integers(0, len(INSTRUCTIONS) - 1), min_size=1, max_size=40)
-
-
 @settings(max_examples=400, deadline=None)
 @given(
-    questions=questions,
+    size=st.integers(1, 60),
     cap=st.integers(0, 4),
     cap_key=st.sampled_from(["prefix", "template"]),
     dedup_on=st.sampled_from([("instruction", "output"), ("instruction",), ("output",), ("instruction", "input", "output")]),
@@ -77,7 +75,7 @@ questions = st.lists(st.integers(0, len(INSTRUCTIONS) - 1), min_size=1, max_size
     seed=st.integers(0, 10**6),
 )
 def test_kept_rows_do_not_depend_on_early_decisions(
-    questions: list[int],
+    size: int,
     cap: int,
     cap_key: str,
     dedup_on: tuple[str, ...],
@@ -88,6 +86,7 @@ def test_kept_rows_do_not_depend_on_early_decisions(
     seed: int,
 ) -> None:
     rng = random.Random(seed)
+    questions = [rng.randrange(len(INSTRUCTIONS)) for _ in range(size)]
     templates = [q if one_template_each else rng.randint(0, 1) for q in questions]
     prompts = prompts_of(questions, templates)
     by_question: dict[tuple[str, str], str] = {}
