@@ -193,8 +193,11 @@ class Train(Section, frozen=True):
     val_fraction: Share = 0.05
     """Held out for the evaluation loss, by group of equal inputs."""
     weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` is bfloat16 on a GPU that has it and float32 on a CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What is computed in; what is trained stays float32. `auto`: bfloat16 where the chip has it, else float16 on a
+    GPU and float32 on a CPU."""
+    checkpoint_steps: Count = 200
+    """A killed run goes on from the last checkpoint, one every so many steps; 0 writes none."""
     seed: int = 42
 
 

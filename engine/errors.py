@@ -9,6 +9,7 @@ PotstillError                 exit 1: the run cannot go on
 ├── DiskError                 the disk refused a write (full, read-only, gone)
 ├── EngineError               the teacher died or never started
 │   └── EndpointError         an OpenAI-compatible endpoint that does not answer
+├── TrainError                rows, template or loss that a student cannot learn from
 └── Interrupted               exit 130: the user stopped it; says how to resume
 
 A message says what happened, where, and what to do next, in one sentence.
@@ -53,6 +54,10 @@ class EngineError(PotstillError):
 
 class EndpointError(EngineError):
     """An OpenAI-compatible endpoint does not answer."""
+
+
+class TrainError(PotstillError):
+    """The rows, the student's template or the loss are such that a student cannot learn from them."""
 
 
 class Interrupted(PotstillError):  # noqa: N818 - not an error, the user's wish
