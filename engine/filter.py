@@ -8,17 +8,21 @@ partial text only where the finished row is certain to be rejected. No I/O, no c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import xxhash
 
 from engine import config as configuration
+from engine.phrases import PhraseGuard
 from engine.rows import KEPT, Row, Verdict
 
 PREFIX_WORDS = 4
 """Words of the instruction that name a template with `cap_key = "prefix"` (the recipe's)."""
+SEPARATOR = "\x1f"
+"""Stands between the texts of a key."""
 RULES = ("duplicate", "length", "phrase", "cap")
 """Names of the rules, in the order in which they judge."""
+
+DUPLICATE = Verdict("duplicate", "same text as an earlier row")
 
 
 class Filter:
@@ -34,20 +38,24 @@ class Filter:
         """Return the verdict on the next row, and remember it."""
         key = self.key(instruction, input_text, output)
         if key in self.seen:
-            return Verdict("duplicate", "same text as an earlier row")
+            return DUPLICATE
         self.seen.add(key)
         verdict = self.content.judge(output)
         if verdict is not None:
             return verdict
         cap_key = self.cap_key(instruction, template)
         if self.full(cap_key):
-            return Verdict("cap", f"{self.settings.cap_per_template} rows of {cap_key!r} are kept already")
+            return Verdict("cap", self.cap_reason(cap_key))
         self.caps[cap_key] += 1
         return KEPT
 
     def full(self, cap_key: str) -> bool:
         """Say whether the cap of a template is reached."""
         return 0 < self.settings.cap_per_template <= self.caps[cap_key]
+
+    def cap_reason(self, cap_key: str) -> str:
+        """Return the sentence that a row over its template's cap carries."""
+        return f"{self.settings.cap_per_template} rows of {cap_key!r} are kept already"
 
     def cap_key(self, instruction: str, template: str) -> str:
         """Return what the cap counts this row under."""
@@ -58,8 +66,7 @@ class Filter:
     def key(self, instruction: str, input_text: str, output: str) -> int:
         """Return the 128-bit key of exact duplicates: xxh3 of the stripped fields."""
         fields = {"instruction": instruction, "input": input_text, "output": output}
-        text = "\x1f".join(fields[name].strip() for name in self.settings.dedup_on)
-        return xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogatepass"))
+        return text_key([fields[name].strip() for name in self.settings.dedup_on])
 
     def judge_aborted(self, instruction: str, input_text: str, verdict: Verdict) -> Verdict:
         """Return the verdict on the next row where its generation was ended early with `verdict`.
@@ -71,7 +78,7 @@ class Filter:
             return verdict
         key = self.key(instruction, input_text, "")
         if key in self.seen:
-            return Verdict("duplicate", "same text as an earlier row")
+            return DUPLICATE
         self.seen.add(key)
         return verdict
 
@@ -90,26 +97,32 @@ class Content:
     def __init__(self, settings: configuration.Filter) -> None:
         self._min_chars = settings.min_chars
         self._max_chars = settings.max_chars
-        self._phrases = tuple(phrase.lower() for phrase in settings.phrases)
-        # A final sigma lowers to another letter once text follows it, so a phrase with one is not judged early.
-        self._early_phrases = tuple(phrase for phrase in self._phrases if "ς" not in phrase and "σ" not in phrase)
+        self.guard = PhraseGuard(settings)
 
     def judge(self, output: str) -> Verdict | None:
         """Return why a finished output is rejected, or None."""
         if not self._min_chars <= len(output) <= self._max_chars:
-            return Verdict("length", f"{len(output)} characters, not {self._min_chars} to {self._max_chars}")
-        return _phrase(output, self._phrases)
+            return Verdict("length", self.length_reason(len(output)))
+        return self._phrase(self.guard.find(output))
 
     def watch(self, partial: str) -> Verdict | None:
         """Return the rejection that an unfinished output is certain to get, or None."""
         if len(partial) > self._max_chars:
             return Verdict("length", f"more than {self._max_chars} characters")
-        return _phrase(partial, self._early_phrases)
+        return self._phrase(self.guard.watch(partial))
+
+    def length_reason(self, chars: int) -> str:
+        """Return the sentence that a row of the wrong length carries."""
+        return f"{chars} characters, not {self._min_chars} to {self._max_chars}"
+
+    def _phrase(self, number: int | None) -> Verdict | None:
+        return None if number is None else Verdict("phrase", self.guard.reason(number))
 
 
-def _phrase(output: str, phrases: Sequence[str]) -> Verdict | None:
-    lowered = output.lower()
-    for phrase in phrases:
-        if phrase in lowered:
-            return Verdict("phrase", f"holds {phrase!r}")
-    return None
+def text_key(parts: list[str]) -> int:
+    """Return the 128-bit key of stripped texts; texts with other boundaries get other keys."""
+    text = SEPARATOR.join(parts)
+    if any(SEPARATOR in part for part in parts[:-1]):
+        # No stripped text begins with the separator (it counts as white space), so this form is nobody else's.
+        text = ",".join(str(len(part)) for part in parts) + SEPARATOR * len(parts) + text
+    return xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogatepass"))

@@ -95,7 +95,7 @@ def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume =
         raise MissingError(f"{folder} holds no run to resume; start one with --resume auto")
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         manifest = _resumed(folder, settings, source) if exists else _new(folder, settings, source)
         run = Run(folder, manifest, settings)
         _recover(run)
@@ -152,7 +152,11 @@ def _resumed(folder: Path, settings: Config, source: Source) -> Manifest:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder against a second process.
+
+    Raises: UsageError where another process holds it.
+    """
     path = folder / LOCK
     with disk(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -44,6 +44,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     versions: dict[str, str] = {}
     teacher: dict[str, str] = {}
     shards: list[Shard] = []
+    position: dict[str, int] = {}
+    """How far the input of `filter` was read when the last shard was published."""
     finished: bool = False
     summary: dict[str, Any] = {}
     """The last line of the run, once it is finished."""
@@ -206,6 +208,11 @@ def publish_recovered(folder: Path, manifest: Manifest, lines: dict[Outcome, lis
     _sync_folder(folder)
     manifest.shards = shards
     write_manifest(folder, manifest)
+    discard_unpublished(folder, manifest)
+
+
+def discard_unpublished(folder: Path, manifest: Manifest) -> None:
+    """Delete what an unfinished run wrote and did not publish."""
     for kind in OUTCOMES:
         for path in _unpublished(folder, manifest, kind):
             with disk(path):

@@ -1,0 +1,211 @@
+"""Lines of JSON -> rows with the fields that the filter reads, and a reason for every line that is not such a row.
+
+A batch is decoded in one call where it is clean and line by line where it is not; both give the same rows. Fields
+that the filter does not read are checked to be JSON in valid UTF-8 and are otherwise left alone. Promises that
+every line that is not blank ends as exactly one row or one bad line. Knows nothing of files or rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+BRACE_OPEN, BRACE_CLOSE = ord("{"), ord("}")
+
+
+class Columns(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fields are called in the user's rows."""
+
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    template: str = "template"
+    messages: str = ""
+    """Field that holds a chat; it then stands for instruction and output."""
+
+
+class Text(msgspec.Struct, gc=False):
+    """What the rules read of one row."""
+
+    instruction: str
+    output: str
+    input: str | None = ""
+    template: str | None = ""
+    finish_reason: str | None = ""
+    rule: Any = UNSET
+    reason: Any = UNSET
+    row_number: Any = UNSET
+
+
+MARKS = ("rule", "reason", "row_number")
+"""Keys that the filter puts into a rejected row; the rows of an earlier run have them."""
+
+
+class BadLine(msgspec.Struct, frozen=True):
+    """A line that is not a row."""
+
+    number: int
+    """Line number in its file, from 1."""
+    reason: str
+    line: bytes
+
+
+class Batch(msgspec.Struct):
+    """Consecutive lines of one file, as they were read."""
+
+    name: str
+    first_line: int
+    lines: list[bytes]
+
+
+class Parsed(msgspec.Struct):
+    """The rows of a batch."""
+
+    lines: list[bytes]
+    """One a row, each with its newline."""
+    data: bytes
+    """The lines, joined."""
+    rows: list[Any]
+    """One a line: Text, or a decoder's own struct with the fields that were asked for."""
+    bad: list[BadLine]
+    bad_places: list[int]
+    """Where the bad lines stand among rows and bad lines, from 0."""
+
+
+class Parser:
+    """Decodes batches."""
+
+    def __init__(self, columns: Columns, fields: Iterable[str] = ()) -> None:
+        self._convert: Callable[[Any], Text] | None = None
+        if columns.messages:
+            self._convert = text_of_chat
+        self._decoder = msgspec.json.Decoder(_chat_struct(columns) if columns.messages else _struct(columns, fields))
+
+    def parse(self, batch: Batch) -> Parsed:
+        """Return the rows and the bad lines of a batch."""
+        lines = batch.lines
+        if lines and not lines[-1].endswith(b"\n"):
+            lines = [*lines[:-1], lines[-1] + b"\n"]
+        data = b"".join(lines)
+        if _is_clean(lines, data):
+            try:
+                rows = self._rows(data)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                rows = []
+            if len(rows) == len(lines):
+                return Parsed(lines, data, rows, [], [])
+        return self._line_by_line(lines, batch.first_line)
+
+    def _rows(self, data: bytes) -> list[Any]:
+        rows = self._decoder.decode_lines(data)
+        return [self._convert(row) for row in rows] if self._convert else rows
+
+    def _line_by_line(self, lines: list[bytes], first_line: int) -> Parsed:
+        good: list[bytes] = []
+        rows: list[Any] = []
+        bad: list[BadLine] = []
+        places: list[int] = []
+        for number, line in enumerate(lines, first_line):
+            if line.isspace():
+                continue
+            try:
+                rows.append(self._row(line))
+                good.append(line)
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
+                places.append(len(good) + len(bad))
+                bad.append(BadLine(number, _reason(error), line))
+        return Parsed(good, b"".join(good), rows, bad, places)
+
+    def _row(self, line: bytes) -> Any:
+        if not line.isascii():
+            line.decode()
+        row = self._decoder.decode(line)
+        return self._convert(row) if self._convert else row
+
+
+def _is_clean(lines: list[bytes], data: bytes) -> bool:
+    """Say whether each line can hold one whole value and nothing else, in valid UTF-8.
+
+    JSON has no `}` before `{`, so a value cannot go on from one such line to the next: as many values as lines means
+    one value a line.
+    """
+    if not _is_enclosed(lines):
+        return False
+    if data.isascii():
+        return True
+    try:
+        b"".join([line for line in lines if not line.isascii()]).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_enclosed(lines: list[bytes]) -> bool:
+    return not [line for line in lines if line[0] != BRACE_OPEN or line[-2] != BRACE_CLOSE]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {error.reason} at byte {error.start} of the line"
+    if isinstance(error, RecursionError):
+        return "not read: nested too deeply"
+    return f"not a row: {error}"
+
+
+def _struct(columns: Columns, fields: Iterable[str]) -> type[msgspec.Struct]:
+    named: list[Any] = [
+        ("instruction", str, msgspec.field(name=columns.instruction)),
+        ("output", str, msgspec.field(name=columns.output)),
+    ]
+    for field in sorted(set(fields)):
+        column = getattr(columns, field, field)
+        named.append((field, str | None, msgspec.field(default="", name=column)))
+    return msgspec.defstruct("Fields", [*named, *_MARKS], gc=False)
+
+
+class _Turn(msgspec.Struct, gc=False):
+    """One chat turn, in OpenAI's words or in ShareGPT's."""
+
+    role: str = ""
+    content: str | None = ""
+    sender: str = msgspec.field(default="", name="from")
+    value: str = ""
+
+
+class _Chat(msgspec.Struct, gc=False):
+    turns: list[_Turn]
+
+
+def _chat_struct(columns: Columns) -> type[msgspec.Struct]:
+    extra = [(name, str | None, msgspec.field(default="", name=getattr(columns, name, name))) for name in _CHAT_EXTRA]
+    turns = ("turns", list[_Turn], msgspec.field(name=columns.messages))
+    return msgspec.defstruct("Chat", [turns, *extra, *_MARKS], gc=False)
+
+
+_MARKS: tuple[Any, ...] = tuple((mark, Any, msgspec.field(default=UNSET)) for mark in MARKS)
+_CHAT_EXTRA = ("template", "finish_reason")
+_ASSISTANT = ("assistant", "gpt", "model")
+_SYSTEM = ("system", "developer")
+
+
+def text_of_chat(chat: Any) -> Text:
+    """Return a chat's last answer as the output and what was said before it, system prompt aside, as the instruction.
+
+    Raises: ValueError where the last turn is not the assistant's.
+    """
+    turns = [(turn.role or turn.sender, turn.content or turn.value) for turn in chat.turns]
+    if not turns or turns[-1][0] not in _ASSISTANT:
+        raise ValueError("the last message is not the assistant's")
+    asked = [content for role, content in turns[:-1] if role not in _SYSTEM]
+    return Text(
+        instruction="\n\n".join(asked),
+        output=turns[-1][1],
+        template=chat.template,
+        finish_reason=chat.finish_reason,
+        rule=chat.rule,
+        reason=chat.reason,
+        row_number=chat.row_number,
+    )

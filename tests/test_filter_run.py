@@ -1,0 +1,267 @@
+"""`potstill filter`: what lands on disk, bad lines, resume after a kill, a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.naive import naive_passes
+from engine.config import RECIPE_PHRASES, Config, Output, load
+from engine.errors import ConfigError, DataError, DiskError, MissingError, UsageError
+from engine.filter_run import filter_rows
+from engine.shards import Manifest, check_shard, read_manifest
+
+SMALL = Config(output=Output(shard_bytes=20_000))
+
+
+def rows_of(count: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Make rows with duplicates, odd lengths, phrases and full templates."""
+    chance = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        if rows and chance.random() < 0.2:
+            rows.append(chance.choice(rows) | {"id": number})
+            continue
+        output = chance.choice(["", "ok", "I cannot do that", "x" * 900, "fine words " * 5]) + str(number)
+        instruction = f"Do this with {chance.randint(0, 9)} of {number}"
+        rows.append({"instruction": instruction, "output": output, "id": number})
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def lines_of(folder: Path, kind: str) -> list[bytes]:
+    """Read the published lines of one kind, in order, after checking the shards."""
+    lines: list[bytes] = []
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        check_shard(folder, shard)
+        if shard.kind == kind:
+            lines += (folder / shard.file).read_bytes().splitlines(keepends=True)
+    return lines
+
+
+def expected_ids(rows: list[dict[str, Any]]) -> list[int]:
+    return [row["id"] for row in naive_passes(rows, RECIPE_PHRASES)["cap"]]
+
+
+def test_kept_rejected_and_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(2000)
+    source = write(tmp_path / "rows.jsonl", rows)
+    summary = filter_rows([source], tmp_path / "out", SMALL)
+    kept, rejected = lines_of(tmp_path / "out", "kept"), lines_of(tmp_path / "out", "rejected")
+    assert [json.loads(line)["id"] for line in kept] == expected_ids(rows)
+    assert set(kept) <= set((tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True))
+    for line in rejected:
+        row = json.loads(line)
+        assert rows[row["row_number"]] == {key: row[key] for key in ("instruction", "output", "id")}
+        assert row["rule"] in ("duplicate", "length", "phrase", "cap")
+        assert row["reason"]
+    assert summary["asked"] == 2000 == summary["kept"] + sum(summary["rejected"].values())
+    assert summary["skipped"] == summary["failed"] == 0
+    sizes = [shard.bytes for shard in read_manifest(tmp_path / "out").shards if shard.kind == "rejected"]
+    assert len(sizes) > 3
+    assert not list((tmp_path / "out").glob("*.part"))
+    assert "raw 2000 -> dedup " in capsys.readouterr().err
+
+
+def test_bad_lines_are_counted_and_written_with_their_place(tmp_path: Path) -> None:
+    deep = b'{"instruction":"a","output":"deep enough","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    good = {"instruction": "Say one thing to", "output": "hello there"}
+    bad = [
+        b"not json",
+        b'{"instruction":"a","output":5}',
+        b'{"instruction":"a","output":null}',
+        b'{"instruction":"a"}',
+        b'["instruction","output"]',
+        b'{"instruction":"a","output":"cut off',
+        b'{"instruction":"a","output":"bad \xff byte"}',
+        b'{"instruction":"a","output":"fine text","other":"\xc3\x28"}',
+        b'{"instruction":"a","output":"lone \\ud83d surrogate"}',
+        b'{"instruction":"a","output":"fine text","other":"\\ud83d"}',
+        b'{"instruction":"a","output":"raw nul \x00 here"}',
+        b'{"instruction":"a","output":"fine"} {"instruction":"b","output":"fine too"}',
+        b'{"instruction":"a",\n"output":"two lines"}',
+        b'{"instruction":"a","output":"fine text","n":NaN}',
+        deep,
+        b"\x00" * 50,
+    ]
+    lines: list[bytes] = []
+    for number, line in enumerate(bad):
+        lines += [line, b"", json.dumps(good | {"output": f"hello number {number}"}).encode()]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
+    summary = filter_rows([str(tmp_path / "rows.jsonl")], tmp_path / "out", Config())
+    failed = [json.loads(line) for line in lines_of(tmp_path / "out", "failed")]
+    assert summary["failed"] == len(failed) == len(bad) + 1, "the object on two lines is two bad lines"
+    assert summary["kept"] == len(bad)
+    places = [number for number, line in enumerate(b"\n".join(lines).split(b"\n"), 1) if line and b"hello" not in line]
+    assert [row["at"] for row in failed] == [f"{tmp_path}/rows.jsonl:{place}" for place in places]
+    assert all(row["reason"] for row in failed)
+    with pytest.raises(DataError, match=r"rows.jsonl:1: not a row"):
+        filter_rows([str(tmp_path / "rows.jsonl")], tmp_path / "strict", Config(), strict=True)
+
+
+def test_unknown_fields_pass_byte_for_byte(tmp_path: Path) -> None:
+    line = b'{ "z" : 1e5, "instruction":"caf\\u00e9 \\/ now", "deep":{"a":[1.0,{}]}, '
+    line += b'"output" :"h\xc3\xa9llo", "z":18446744073709551617}\r\n'
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + line + line)
+    filter_rows([str(tmp_path / "rows.jsonl")], tmp_path / "out", Config())
+    assert lines_of(tmp_path / "out", "kept") == [line]
+    (rejected,) = lines_of(tmp_path / "out", "rejected")
+    assert rejected.startswith(line[:-3])
+    assert json.loads(rejected)["rule"] == "duplicate"
+
+
+def test_fields_called_like_a_mark_are_kept_under_another_name(tmp_path: Path) -> None:
+    row = {"instruction": "a", "output": "", "reason": "mine", "rule": {"a": 1}, "reason_of_input": 3}
+    filter_rows([write(tmp_path / "rows.jsonl", [row])], tmp_path / "out", Config())
+    (line,) = lines_of(tmp_path / "out", "rejected")
+    assert json.loads(line) == {
+        "instruction": "a",
+        "output": "",
+        "reason_of_input": 3,
+        "reason_of_input_of_input": "mine",
+        "rule_of_input": {"a": 1},
+        "rule": "length",
+        "reason": "0 characters, not 5 to 800",
+        "row_number": 0,
+    }
+
+
+def test_columns_and_chats(tmp_path: Path, run_cli: Any) -> None:
+    rows = [{"question": "What is it?", "answer": "a long answer", "n": number} for number in range(3)]
+    summary = run_cli(
+        "filter",
+        write(tmp_path / "a.jsonl", rows),
+        "--out",
+        str(tmp_path / "a"),
+        "--instruction",
+        "question",
+        "--output",
+        "answer",
+    )
+    assert (summary["kept"], summary["rejected"]["duplicate"]) == (1, 2)
+    turns = [
+        {"role": "system", "content": "be nice"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello you"},
+    ]
+    chats = [{"messages": turns}, {"messages": turns[1:]}, {"messages": turns[:2]}]
+    summary = run_cli(
+        "filter", write(tmp_path / "b.jsonl", chats), "--out", str(tmp_path / "b"), "--messages", "messages"
+    )
+    assert (summary["kept"], summary["rejected"]["duplicate"], summary["failed"]) == (1, 1, 1)
+
+
+def test_a_finished_folder_is_left_alone_and_another_setting_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", rows_of(100))
+    first = filter_rows([source], tmp_path / "out", Config())
+    assert filter_rows([source], tmp_path / "out", Config()) == first
+    with pytest.raises(ConfigError, match=r"filter.max_chars = 800, not 1200"):
+        filter_rows([source], tmp_path / "out", load(None, ["filter.max_chars=1200"]))
+    (tmp_path / "stray").mkdir()
+    (tmp_path / "stray" / "kept-00000.jsonl").touch()
+    with pytest.raises(UsageError, match=r"kept-00000\.jsonl but no manifest"):
+        filter_rows([source], tmp_path / "stray", Config())
+    with pytest.raises(MissingError, match="no such file"):
+        filter_rows([str(tmp_path / "absent.jsonl")], tmp_path / "fresh", Config())
+
+
+def test_killed_anywhere_it_goes_on_with_the_same_rows(tmp_path: Path) -> None:
+    rows = rows_of(20_000)
+    sources = [write(tmp_path / "a.jsonl", rows[:9_000]), write(tmp_path / "b.jsonl", rows[9_000:])]
+    filter_rows(sources, tmp_path / "whole", SMALL)
+    command = [sys.executable, "-m", "potstill", "filter", *sources, "--out", str(tmp_path / "out")]
+    command += ["--set", "output.shard_bytes=20000"]
+    chance, kills = random.Random(7), 0
+    for _ in range(40):
+        before = parts(tmp_path / "out")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not parts(tmp_path / "out") - before:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        kills += 1
+        if kills == 6:
+            subprocess.run(command, check=True, capture_output=True)
+            break
+    assert kills >= 3
+    assert_same(tmp_path / "whole", tmp_path / "out")
+
+
+def parts(folder: Path) -> set[tuple[str, int]]:
+    """Return the unpublished files, told apart from those of an earlier process."""
+    found = set()
+    for path in folder.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def assert_same(whole: Path, other: Path) -> None:
+    """Check that two output folders hold the same rows, whatever their shards."""
+    for kind in ("kept", "rejected", "failed"):
+        assert lines_of(whole, kind) == lines_of(other, kind)
+    counts = [{**read_manifest(folder).summary, "seconds": 0, "run": ""} for folder in (whole, other)]
+    assert counts[0] == counts[1]
+    assert not list(other.glob("*.part"))
+
+
+def test_a_full_disk_is_one_sentence_and_can_be_gone_on_with(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", rows_of(3_000))
+    filter_rows([source], tmp_path / "whole", SMALL)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limit[1]))
+        with pytest.raises(DiskError, match=r"cannot be written \(File too large\)"):
+            filter_rows([source], tmp_path / "out", Config())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    filter_rows([source], tmp_path / "out", Config())
+    assert_same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_source_that_has_shrunk_is_noticed(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    write(source, rows_of(3_000))
+    filter_rows([str(source)], tmp_path / "out", SMALL)
+    manifest = read_manifest(tmp_path / "out")
+    half: Manifest = manifest
+    half.finished, half.position = False, {"source": 0, "line": 2999, "offset": os.path.getsize(source) - 10}
+    from engine.shards import write_manifest
+
+    write_manifest(tmp_path / "out", half)
+    source.write_bytes(source.read_bytes()[:1000])
+    with pytest.raises(DataError, match="has shrunk to 1,000 bytes"):
+        filter_rows([str(source)], tmp_path / "out", SMALL)
+
+
+@pytest.fixture
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line and return its last line."""
+    from potstill import main
+
+    def run(*arguments: str) -> dict[str, Any]:
+        assert main(list(arguments)) == 0
+        found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+        return found
+
+    return run
