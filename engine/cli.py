@@ -14,12 +14,15 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder to write or to go on with")
     parser.add_argument("--resume", choices=("auto", "never", "always"), default="auto", help="default: auto")
+    parser.add_argument("--no-gate", action="store_true", help="go on whatever the first rows show")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus text on 127.0.0.1:PORT")
 
 
 def _generate(args: argparse.Namespace) -> dict[str, Any]:
     from engine.generate import generate
 
-    return generate(load(Path(args.config), args.overrides), args.out, resume=args.resume)
+    settings = load(Path(args.config), args.overrides)
+    return generate(settings, args.out, resume=args.resume, gate=not args.no_gate, metrics_port=args.metrics_port)
 
 
 def _filter_arguments(parser: argparse.ArgumentParser) -> None:

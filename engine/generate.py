@@ -18,8 +18,10 @@ import msgspec
 
 from engine.backend import Backend, make_backend
 from engine.config import Config
-from engine.errors import EngineError, Interrupted
+from engine.errors import EngineError, Interrupted, PotstillError
+from engine.exporter import metrics_server
 from engine.funnel import funnel_line, yield_warning
+from engine.gate import GATE_ROWS, Gate
 from engine.progress import Progress, note
 from engine.prompts import Source, open_source
 from engine.rows import Completion, Outcome, Prompt, row_of
@@ -37,15 +39,19 @@ DEATHS = 2
 """A prompt that was in flight at so many deaths of the teacher is asked alone; one that kills it alone has failed."""
 
 
-def generate(settings: Config, folder: Path, *, resume: Resume = "auto") -> dict[str, Any]:
+def generate(
+    settings: Config, folder: Path, *, resume: Resume = "auto", gate: bool = True, metrics_port: int | None = None
+) -> dict[str, Any]:
     """Run or resume a generation and return its summary.
 
     Raises: any PotstillError; what is on disk by then can be resumed.
     """
-    return asyncio.run(_generate(settings, folder, resume))
+    return asyncio.run(_generate(settings, folder, resume, gate=gate, metrics_port=metrics_port))
 
 
-async def _generate(settings: Config, folder: Path, resume: Resume) -> dict[str, Any]:
+async def _generate(
+    settings: Config, folder: Path, resume: Resume, *, gate: bool, metrics_port: int | None
+) -> dict[str, Any]:
     greedy = settings.sampling.temperature == 0
     source = open_source(
         settings.prompts, run_seed=settings.sampling.seed, greedy=greedy, accepted=settings.output.accepted
@@ -57,9 +63,10 @@ async def _generate(settings: Config, folder: Path, resume: Resume) -> dict[str,
         if run.position:
             note(f"{folder}: going on at prompt {run.position:,} with {run.tally.kept:,} rows kept")
         target = settings.output.accepted
-        async with Progress(folder, run.tally, total=source.count, target=target) as progress:
-            await _Generation(settings, run, source, progress).drive()
-        summary = _finish(run, progress.seconds)
+        with metrics_server(metrics_port, run.tally):
+            async with Progress(folder, run.tally, total=source.count, target=target) as progress:
+                await _Generation(settings, run, source, progress, gate=gate).drive()
+            summary = _finish(run, progress.seconds)
     note(funnel_line(summary["asked"] - summary["failed"], run.tally.lost()))
     warning = yield_warning(summary["asked"], summary["kept"])
     if warning:
@@ -82,7 +89,7 @@ def _finish(run: Run, seconds: float) -> dict[str, Any]:
 class _Generation:
     """What one generation holds while it runs."""
 
-    def __init__(self, settings: Config, run: Run, source: Source, progress: Progress) -> None:
+    def __init__(self, settings: Config, run: Run, source: Source, progress: Progress, *, gate: bool) -> None:
         self._settings = settings
         self._run = run
         self._source = source
@@ -100,6 +107,8 @@ class _Generation:
         self._encoder = msgspec.json.Encoder()
         self._deaths: Counter[str] = Counter()
         self._answers = 0
+        self._gate = Gate() if gate and run.position < GATE_ROWS else None
+        self._objection: str | None = None
 
     def _unasked(self) -> Iterator[Prompt]:
         """Yield the prompts from the run's position on; a greedy run also remembers the questions before it."""
@@ -172,12 +181,19 @@ class _Generation:
             lines.setdefault(committed.outcome, []).append(self._line(committed))
         if lines:
             await asyncio.to_thread(self._write, lines)
+        if self._objection is not None:
+            await asyncio.to_thread(self._run.writer.publish)
+            raise PotstillError(self._objection)
 
     def _line(self, committed: Committed) -> bytes:
         self._deaths.pop(committed.prompt.id, None)
         row = row_of(committed.prompt, committed.completion, committed.verdict)
         self._run.tally.add(committed.outcome, row)
-        return self._encoder.encode(row) + b"\n"
+        line = self._encoder.encode(row) + b"\n"
+        if self._gate is not None and self._gate.add(committed, row, len(line)):
+            note(self._gate.report(total=self._source.count, seconds=self._progress.seconds))
+            self._objection, self._gate = self._gate.objection(), None
+        return line
 
     def _write(self, lines: dict[Outcome, list[bytes]]) -> None:
         for outcome, rows in lines.items():
@@ -193,9 +209,7 @@ class _Generation:
     def _mourn(self, error: EngineError, restarts: int) -> None:
         """Take stock after the teacher's death: ask again, and isolate a prompt that seems to kill it."""
         lost = self._steering.requeue()
-        note(
-            f"the teacher died ({error}); starting it again ({restarts} of {RESTARTS}), asking {len(lost)} prompts again"
-        )
+        note(f"the teacher died ({error}); restart {restarts} of {RESTARTS}, asking {len(lost)} prompts again")
         self._deaths.update(lost)
         if len(lost) == 1 and self._deaths[lost[0]] > DEATHS:
             self._steering.take(1)

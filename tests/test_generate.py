@@ -3,23 +3,30 @@
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import orjson
 import pytest
 
 from engine import config
-from engine.errors import ConfigError, DataError, DiskError, EngineError, MissingError, UsageError
+from engine.errors import ConfigError, DataError, DiskError, EngineError, MissingError, PotstillError, UsageError
 from engine.generate import generate
 from engine.shards import read_lines, read_manifest
 from engine.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 ECHO = ROOT / "data" / "echo.toml"
-FAST = ["teacher.echo.tokens_per_s=1e9", "prompts.count=3000", "filter.cap_per_template=700", "output.shard_bytes=65536"]
+FAST = [
+    "teacher.echo.tokens_per_s=1e9",
+    "prompts.count=3000",
+    "filter.cap_per_template=700",
+    "output.shard_bytes=65536",
+]
 
 
 def settings(*overrides: str) -> config.Config:
@@ -131,7 +138,9 @@ def test_interrupted_it_can_go_on(whole: Path, tmp_path: Path, signals: int) -> 
     assert lines(folder) == lines(whole)
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     from engine import shards
 
@@ -209,6 +218,40 @@ def test_accepted_says_when_the_prompts_run_out(tmp_path: Path, capsys: pytest.C
     summary = generate(settings("output.accepted=2900", "filter.cap_per_template=0"), tmp_path / "run")
     assert summary["asked"] == 3000
     assert "the prompts ran out" in capsys.readouterr().err
+
+
+def test_the_gate_shows_the_first_rows_and_stops_what_is_hopeless(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PotstillError, match=r"smoke gate.*refused.*--no-gate"):
+        generate(settings("teacher.echo.refusals=0.95", "teacher.echo.repeats=0"), tmp_path / "run")
+    shown = capsys.readouterr().err
+    assert "user: " in shown
+    assert "forecast for 3,000 prompts" in shown
+    summary = generate(settings("teacher.echo.refusals=0.95", "teacher.echo.repeats=0"), tmp_path / "run", gate=False)
+    assert summary["asked"] == 3000
+
+
+def test_prometheus_text_while_it_runs(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [*command(tmp_path / "run", "teacher.echo.tokens_per_s=20000"), "--metrics-port", str(port)]
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        text, deadline = "", time.monotonic() + 20
+        while 'outcome="kept"' not in text and time.monotonic() < deadline:
+            time.sleep(0.1)
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+                    text = response.read().decode()
+            except OSError:
+                continue
+    finally:
+        process.kill()
+        process.wait()
+    assert 'potstill_prompts_total{outcome="kept"' in text
+    assert 'potstill_tokens_total{kind="saved_skipped"}' in text
 
 
 def test_metrics_and_summary_agree(whole: Path) -> None:
