@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -142,6 +145,8 @@ class Endpoint:
         return not self._key or request.headers.get("Authorization") == f"Bearer {self._key}"
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
         seen = Seen(time.monotonic(), dict(request.headers), await request.json())
         self.seen.append(seen)
         self.in_flight += 1
@@ -152,9 +157,12 @@ class Endpoint:
                 return await _send(request, fault)
             await asyncio.sleep(self.delay_s)
             return await self._answer(request, seen, cut=fault is not None)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             seen.hung_up = True
             raise
+        except ConnectionError:
+            seen.hung_up = True
+            return web.Response()
         finally:
             self.in_flight -= 1
 
@@ -243,6 +251,22 @@ async def _half(request: web.Request, body: bytes) -> web.StreamResponse:
 def _drop(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
+
+
+@contextmanager
+def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
+    """Serve in a thread, for a test whose own thread is taken by the run (which needs it for its signals)."""
+    with asyncio.Runner() as runner:
+        runner.run(endpoint.start())
+        loop = runner.get_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            yield endpoint
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            runner.run(endpoint.stop())
 
 
 async def _serve(port: int) -> None:

@@ -7,18 +7,24 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import endpoint as server
 import pytest
-from endpoint import Endpoint, Fault, refusal
+from endpoint import Endpoint, Fault, refusal, serving
 
 from engine.backend import Watch, answer_all, make_backend
-from engine.config import Sampling, Teacher
+from engine.config import Sampling, Teacher, load
 from engine.errors import ConfigError, EndpointError
+from engine.generate import generate
 from engine.openai_backend import DOWN_AFTER, OpenAIBackend
 from engine.openai_client import LONGEST_BACKOFF_S, backoff_s
 from engine.rows import Completion, Message, Prompt, Verdict
+from engine.shards import read_lines, read_manifest
+from engine.verify import verify
+
+ECHO = Path(__file__).resolve().parent.parent / "data" / "echo.toml"
 
 SAMPLING = Sampling(max_tokens=64)
 BANNED = Verdict("phrase", "holds 'banned'")
@@ -151,12 +157,16 @@ PASSING = {
 }
 
 
+def patience_s(fault: Fault) -> float:
+    return 0.4 if fault is server.HANG else 30.0
+
+
 @MODES
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 async def test_a_fault_that_passes_is_tried_again(fault: Fault, watch: Watch | None) -> None:
     async with Endpoint() as endpoint:
         endpoint.script.extend([fault, fault])
-        answers = await ask(endpoint, prompts(1), watch=watch, timeout_s=0.2)
+        answers = await ask(endpoint, prompts(1), watch=watch, timeout_s=patience_s(fault))
         assert answers[0].text.endswith("Say something about 0.")
         assert answers[0].error == ""
         assert len(endpoint.seen) == 3
@@ -167,7 +177,7 @@ async def test_a_fault_that_passes_is_tried_again(fault: Fault, watch: Watch | N
 async def test_a_prompt_that_always_fails_is_one_failed_row(fault: Fault, watch: Watch | None) -> None:
     async with Endpoint() as endpoint:
         endpoint.poison["about 3."] = fault
-        answers = await ask(endpoint, prompts(8), watch=watch, retries=2, timeout_s=0.2)
+        answers = await ask(endpoint, prompts(8), watch=watch, retries=2, timeout_s=patience_s(fault))
         assert [answer.id for answer in answers if answer.error] == ["p3"]
         assert "after 2 retries" in answers[3].error
         assert answers[3].finish_reason == "error"
@@ -246,7 +256,7 @@ async def test_an_address_where_nothing_listens_fails_at_once() -> None:
         (Fault(308, headers={"Location": "https://elsewhere.invalid/v1"}), "elsewhere.invalid"),
         (server.OVERLOAD, "does not answer .*503"),
         (server.WRONG_KEY, "refuses the key"),
-        (server.HANG, "does not answer .*no answer within 0.2 s"),
+        (server.HANG, "does not answer .*no answer within 0.4 s"),
         (server.RESET, "does not answer"),
     ],
     ids=["site", "redirect", "503", "401", "hang", "reset"],
@@ -255,7 +265,7 @@ async def test_what_is_wrong_from_the_start_fails_before_any_prompt(fault: Fault
     async with Endpoint() as endpoint:
         endpoint.on_models = fault
         with pytest.raises(EndpointError, match=words):
-            await ask(endpoint, prompts(1), timeout_s=0.2)
+            await ask(endpoint, prompts(1), timeout_s=patience_s(fault))
         assert not endpoint.seen
         await eventually(lambda: endpoint.connections == 0)
 
@@ -331,19 +341,19 @@ async def test_the_rate_limit_holds_in_every_window_and_counts_retries() -> None
         await ask(endpoint, prompts(50), max_in_flight=32, requests_per_s=40.0)
         starts = [seen.at for seen in endpoint.seen]
         assert len(starts) == 60
-        # 20 ms: a request may be on its way so long.
-        assert all(late - early > 0.98 for early, late in zip(starts, starts[40:], strict=False))
-        assert starts[-1] - starts[0] < 2.5
+        # 150 ms: on a busy machine a request may be on its way so long before the server looks at its clock.
+        assert all(late - early > 0.85 for early, late in zip(starts, starts[40:], strict=False))
+        assert starts[-1] - starts[0] < 4
 
 
 async def test_a_fractional_rate_limit_holds() -> None:
     async with Endpoint() as endpoint:
         await ask(endpoint, prompts(4), requests_per_s=2.5)
         starts = [seen.at for seen in endpoint.seen]
-        # Two in any 0.8 s; 20 ms: a request may be on its way so long.
-        assert starts[2] - starts[0] > 0.78
-        assert starts[3] - starts[1] > 0.78
-        assert starts[3] - starts[0] < 1.6
+        # Two in any 0.8 s, less what a request may be on its way.
+        assert starts[2] - starts[0] > 0.65
+        assert starts[3] - starts[1] > 0.65
+        assert starts[3] - starts[0] < 3
 
 
 def test_backoff_is_drawn_from_nothing_to_a_doubling_bound() -> None:
@@ -360,7 +370,7 @@ async def test_tries_are_spaced_by_the_backoff() -> None:
         started = time.monotonic()
         await ask(endpoint, prompts(1), retries=5)
         # Bounds of 10, 20, 40, 80 and 160 ms: 310 ms at most, and half of it on average.
-        assert 0.01 < time.monotonic() - started < 0.31 + 0.5
+        assert 0.01 < time.monotonic() - started < 0.31 + 2
         assert len(endpoint.seen) == 6
 
 
@@ -371,7 +381,7 @@ async def test_retry_after_holds_every_prompt_back() -> None:
         starts = [seen.at for seen in endpoint.seen]
         assert len(starts) == 13
         refused_at = starts[1]
-        assert not [at for at in starts[2:] if at < refused_at + 0.39]
+        assert not [at for at in starts[2:] if at < refused_at + 0.35]
 
 
 async def test_an_endpoint_that_goes_down_ends_the_run_and_fails_no_row() -> None:
@@ -518,3 +528,28 @@ async def test_a_failed_start_leaves_no_socket() -> None:
         with pytest.raises(EndpointError):
             await ask(endpoint, prompts(1), api_key_env="SOME_KEY")
         await eventually(lambda: endpoint.connections == 0)
+
+
+def generated(url: str, folder: Path, *overrides: str) -> list[bytes]:
+    """Run a generation against an endpoint and return its kept lines."""
+    teacher = ["backend=openai", "model=teacher", "max_in_flight=8", f"base_url={url}"]
+    sets = [f"teacher.{setting}" for setting in teacher]
+    rules = ["prompts.count=200", "filter.cap_per_template=0", "filter.max_chars=60", 'filter.phrases=["7: ", "age=1"]']
+    generate(load(ECHO, [*sets, *rules, *overrides]), folder)
+    manifest = read_manifest(folder)
+    return [line for shard in manifest.of("kept") for line in read_lines(folder, shard)]
+
+
+def test_a_run_keeps_the_same_rows_whatever_the_endpoint_goes_through(tmp_path: Path) -> None:
+    with serving(Endpoint()) as endpoint:
+        calm = generated(endpoint.url, tmp_path / "calm", "filter.early=false")
+        assert 20 < len(calm) < 190, "some rows are kept and some are not"
+        endpoint.script.extend([None, server.OVERLOAD, server.CUT] * 5)
+        assert generated(endpoint.url, tmp_path / "rough") == calm
+        # So many prompts fail in a row: the endpoint counts as down, and the run starts over with it.
+        endpoint.script.extend([None] * 50 + [server.OVERLOAD] * DOWN_AFTER)
+        one_by_one = ("teacher.max_in_flight=1", "teacher.retries=0")
+        assert generated(endpoint.url, tmp_path / "down", *one_by_one) == calm
+        assert not endpoint.script
+    for name in ("calm", "rough", "down"):
+        assert verify(tmp_path / name)["failed"] == 0
