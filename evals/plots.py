@@ -70,6 +70,7 @@ def lines(title: str, panels: Sequence[tuple[str, Sequence[Series]]], x_label: s
             axis.set_title(label, loc="left", color=COLOURS["ink"], fontsize=12)
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.margins(x=0.01)
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}")
             if len(series) > 1:
                 axis.legend(frameon=False, fontsize=12, labelcolor=COLOURS["ink"])
         axes[-1].set_xlabel(x_label, color=COLOURS["muted"], fontsize=12)

@@ -24,6 +24,7 @@ TEMPLATE = "report.html.j2"
 LONGEST_TEXT = 900
 """Characters of a row or an answer that are shown."""
 SHARDS_SHOWN = 200
+SHORTEST_S = 0.5
 
 
 def write_report(run: Path) -> Path:
@@ -56,6 +57,7 @@ def render(story: Story) -> str:
         summary=summary,
         figures=summary.figures if summary else None,
         names=NAMES,
+        words=METRIC_WORDS,
         verdict=VERDICTS.get(summary.verdict, summary.verdict) if summary else "",
         ratio=_parameter_ratio(summary.models) if summary else None,
         pace=_pace(story.throughput.points),
@@ -67,6 +69,17 @@ def render(story: Story) -> str:
     )
 
 
+METRIC_WORDS = {
+    "exact": "exact match",
+    "normalised": "normalised match",
+    "json": "JSON equal",
+    "json_parses": "JSON parses",
+    "json_fields": "JSON fields (F1)",
+    "numeric": "number within tolerance",
+    "has_number": "holds a number",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+}
 VERDICTS = {
     "good": "The student retains at least 80% of the teacher's score.",
     "short": "The student retains less than 80% of the teacher's score.",
@@ -127,7 +140,7 @@ def _throughput(points: Sequence[Mapping[str, Any]]) -> Drawing | None:
     """Draw output tokens a second, and prompts asked and rows kept, over the seconds of work."""
     if len(points) < 3:
         return None
-    points = [{}, *points]
+    points = _spaced([{}, *points])
     seconds = [_number(point, "seconds") for point in points]
     tokens = [_number(point, "output_tokens") for point in points]
     size = plots.BINS
@@ -148,6 +161,16 @@ def _throughput(points: Sequence[Mapping[str, Any]]) -> Drawing | None:
         ),
     ]
     return plots.lines("Throughput over time", panels, "seconds")
+
+
+def _spaced(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Drop what comes less than half a second before the next line: a rate over so little time is noise."""
+    kept: list[Mapping[str, Any]] = []
+    for point in points:
+        while len(kept) > 1 and _number(point, "seconds") - _number(kept[-1], "seconds") < SHORTEST_S:
+            kept.pop()
+        kept.append(point)
+    return kept
 
 
 def _training(points: Sequence[Mapping[str, Any]]) -> Drawing | None:

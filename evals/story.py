@@ -228,7 +228,7 @@ def _trained(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    return {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+    return {key: value for key, value in found.items() if value and isinstance(value, str | int | float)}
 
 
 def _cells(run: Path) -> list[Cell]:
