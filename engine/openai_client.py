@@ -224,7 +224,7 @@ class Client:
 
     def _clean(self, words: str | Exception) -> str:
         """Return what was said as one short line without the key, which some endpoints repeat."""
-        text = str(words) or type(words).__name__
+        text = words if isinstance(words, str) else _reason(words)
         text = text.replace(self._key, "***") if self._key else text
         return " ".join(_shown(text).split())[:SHOWN_CHARS]
 
@@ -243,6 +243,16 @@ def _throttle(requests_per_s: float | None) -> Throttler | None:
         return None
     burst = max(1, int(requests_per_s))
     return Throttler(rate_limit=burst, period=burst / requests_per_s)
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong with a connection, as the system says it where it was the system that failed."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        number = error.errno or 0
+        return os.strerror(number) if number > 0 else error.strerror or str(error)
+    return str(error) or type(error).__name__
 
 
 def _shown(text: str) -> str:

@@ -244,7 +244,7 @@ async def test_what_no_prompt_can_pass_ends_the_run_at_once(fault: Fault, words:
 async def test_an_address_where_nothing_listens_fails_at_once() -> None:
     async with Endpoint() as endpoint:
         url = endpoint.url
-    with pytest.raises(EndpointError, match=f"{url} does not answer .*set teacher.base_url"):
+    with pytest.raises(EndpointError, match=rf"{url} does not answer \(Connection refused\); .*set teacher.base_url"):
         async with OpenAIBackend(Teacher(model="teacher", base_url=url), SAMPLING):
             pass
 
