@@ -1,0 +1,115 @@
+"""Done: what a finished training says of itself, and how a repeated or killed one finds out what is left to do.
+
+`train/done.json` is written last and atomically, so a student without it is not finished. Its fingerprint covers the
+settings and the rows that decide the student; the same fingerprint again is nothing to do, another one starts afresh.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from engine.config import Config
+from engine.errors import DataError
+from engine.rows import hash_id
+from engine.shards import Manifest, replace_file
+from trainer.folders import remove_folder
+from trainer.journal import STATE, step_of
+
+FOLDER = "train"
+DONE = "done.json"
+CHECKPOINTS = "checkpoints"
+FINGERPRINT = "fingerprint"
+"""File beside the checkpoints: what they belong to."""
+WITHOUT_EFFECT = ("checkpoint_steps",)
+"""Keys of [train] that change no weight."""
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """A finished training. Paths of what lies in the result folder are relative to it."""
+
+    untrained: str
+    """The start model: `untrained` in the result folder, else as the configuration names it."""
+    student: str
+    """The model to load."""
+    adapter: str
+    """The adapter to put on it; empty after full fine-tuning."""
+    backend: str
+    tuning: str
+    dtype: str
+    parameters: int
+    trained_parameters: int
+    rows: int
+    validation_rows: int
+    dropped: dict[str, int]
+    steps: int
+    trained_tokens: int
+    real_tokens: int
+    padded_tokens: int
+    train_loss: float | None
+    """Mean over the steps since the last point of the curve but one."""
+    eval_loss: float | None
+    seconds: float
+    fingerprint: str
+    versions: dict[str, str]
+
+
+def fingerprint(config: Config, manifest: Manifest) -> str:
+    """Return a hash of all that decides the student: settings, template, and the checksums of the kept rows."""
+    train = msgspec.to_builtins(config.train)
+    for key in WITHOUT_EFFECT:
+        del train[key]
+    settings = {
+        "student": msgspec.to_builtins(config.student),
+        "train": train,
+        "chat_template_kwargs": config.teacher.chat_template_kwargs,
+    }
+    rows = [shard.xxh3 for shard in manifest.of("kept")]
+    return hash_id(msgspec.json.encode(settings, order="sorted").decode(), *rows)
+
+
+def read_done(out: Path) -> Done | None:
+    """Return what the last training of a result folder says, or None where none is finished.
+
+    Raises: DataError where its file cannot be read.
+    """
+    path = out / FOLDER / DONE
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Done)
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it to train again") from None
+
+
+def is_done(out: Path, done: Done | None, wanted: str) -> bool:
+    """Say whether the wanted training is finished and what it made is still there."""
+    if done is None or done.fingerprint != wanted:
+        return False
+    made = [name for name in (done.adapter or done.student, done.untrained) if name in ("student", "untrained")]
+    return all((out / name).is_dir() for name in made)
+
+
+def write_done(out: Path, done: Done) -> None:
+    """Write the last file of a training, and delete the checkpoints: nothing is left to resume."""
+    replace_file(out / FOLDER / DONE, msgspec.json.format(msgspec.json.encode(done), indent=2) + b"\n")
+    remove_folder(out / FOLDER / CHECKPOINTS)
+
+
+def begin(out: Path, wanted: str) -> Path | None:
+    """Make the result folder ready for a training; return the checkpoint to go on from, if a killed one left any."""
+    checkpoints = out / FOLDER / CHECKPOINTS
+    mark = checkpoints / FINGERPRINT
+    if not mark.exists() or mark.read_text() != wanted:
+        remove_folder(checkpoints)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    replace_file(mark, wanted.encode())
+    (out / FOLDER / DONE).unlink(missing_ok=True)
+    return _last_checkpoint(checkpoints)
+
+
+def _last_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the last whole checkpoint: one that was killed half-written lacks the journal's part."""
+    whole = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / STATE).is_file()]
+    return max(whole, key=step_of, default=None)

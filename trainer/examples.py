@@ -1,0 +1,93 @@
+"""Examples: the kept rows of a run as conversations, without what cannot be learnt from, split into two parts.
+
+Promises that every row is either an example or counted under the reason that dropped it, and that rows which ask the
+same thing stand on the same side of the split whatever their order. Knows nothing of tokens or models.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import xxhash
+
+from engine.errors import DataError
+from engine.rows import Row, hash_id, user_turn
+from engine.shards import Manifest, read_lines
+
+
+class Example(msgspec.Struct, frozen=True, gc=False):
+    """One question and its answer. `group` is equal where the questions are, but for case and spaces."""
+
+    id: str
+    template: str
+    group: str
+    question: str
+    answer: str
+
+    def conversation(self, template_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the example as a conversational prompt/completion row, the shape that TRL and Unsloth both read."""
+        return {
+            "prompt": [{"role": "user", "content": self.question}],
+            "completion": [{"role": "assistant", "content": self.answer}],
+            "chat_template_kwargs": template_kwargs,
+        }
+
+
+class Grouped(Protocol):
+    """What can be split: anything that knows its group."""
+
+    @property
+    def group(self) -> str: ...
+
+
+G = TypeVar("G", bound=Grouped)
+
+
+def read_examples(run: Path, manifest: Manifest) -> tuple[list[Example], dict[str, int]]:
+    """Read the kept rows of a run; return the examples and how many rows were dropped, by reason.
+
+    An answer that the token limit cut off (`finish_reason` is `length`) would teach the student to stop anywhere.
+    Raises: DataError where a shard is not the one that was published, or a line is not a row.
+    """
+    examples, unfinished = [], 0
+    for row in _rows(run, manifest):
+        if row.finish_reason == "length":
+            unfinished += 1
+        else:
+            examples.append(example_of(row))
+    return examples, {"unfinished": unfinished}
+
+
+def example_of(row: Row) -> Example:
+    """Turn a row into an example."""
+    question = user_turn(row.instruction, row.input)
+    return Example(row.id, row.template, hash_id(normalised(question)), question, row.output)
+
+
+def normalised(text: str) -> str:
+    """Return what two askings of the same thing have in common: NFKC, case folded, runs of spaces as one."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def split(examples: Sequence[G], *, val_fraction: float, seed: int) -> tuple[list[G], list[G]]:
+    """Split into training and validation part by a hash of seed and group, so that neither order nor size matters."""
+    train: list[G] = []
+    validation: list[G] = []
+    for example in examples:
+        draw = xxhash.xxh3_64_intdigest(f"{seed}\x1f{example.group}".encode()) / 2**64
+        (validation if draw < val_fraction else train).append(example)
+    return train, validation
+
+
+def _rows(run: Path, manifest: Manifest) -> Iterator[Row]:
+    decoder = msgspec.json.Decoder(Row)
+    for shard in manifest.of("kept"):
+        for number, line in enumerate(read_lines(run, shard), start=1):
+            try:
+                yield decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise DataError(f"{run / shard.file}:{number}: not a row ({error}); generate or filter again") from None

@@ -1,0 +1,93 @@
+"""Plan: what this machine makes of the settings that say `auto`: backend, tuning, number format.
+
+Promises that the same settings on the same machine give the same plan, and that a setting which the machine cannot
+honour is either refused with a sentence or, where it only saves memory (`qlora`), replaced and said so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Literal
+
+import msgspec
+
+from engine.config import Train
+from engine.errors import ConfigError, MissingError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What decides a plan."""
+
+    device: Literal["cuda", "cpu"]
+    bfloat16: bool
+    """The chip computes in bfloat16 itself; emulated, it is slower than float32."""
+    unsloth: bool = False
+    bitsandbytes: bool = False
+    memory_bytes: int = 0
+    """Of one card; 0 on a CPU."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Settings without an `auto` among them."""
+
+    device: Literal["cuda", "cpu"]
+    backend: Literal["unsloth", "trl"]
+    tuning: Literal["qlora", "lora", "full"]
+    dtype: Dtype
+    memory_bytes: int = 0
+
+
+def look() -> Machine:
+    """Look at the machine."""
+    import torch
+
+    unsloth, bitsandbytes = (importlib.util.find_spec(name) is not None for name in ("unsloth", "bitsandbytes"))
+    if not torch.cuda.is_available():
+        return Machine("cpu", _cpu_bfloat16(), unsloth, bitsandbytes)
+    memory_bytes = torch.cuda.get_device_properties(0).total_memory
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Machine("cuda", bfloat16, unsloth, bitsandbytes, memory_bytes)
+
+
+def make_plan(train: Train, machine: Machine) -> Plan:
+    """Settle backend, tuning and number format.
+
+    Raises: MissingError where Unsloth is asked for and not there, ConfigError where the chip lacks the number format.
+    """
+    tuning = train.tuning
+    if tuning == "qlora" and (machine.device == "cpu" or not machine.bitsandbytes):
+        missing = "no GPU" if machine.device == "cpu" else "no bitsandbytes"
+        print(f"train.tuning: qlora needs a GPU and bitsandbytes; {missing} here, so it is lora", file=sys.stderr)
+        tuning = "lora"
+    return Plan(machine.device, _backend(train, machine), tuning, _dtype(train, machine), machine.memory_bytes)
+
+
+def _backend(train: Train, machine: Machine) -> Literal["unsloth", "trl"]:
+    ready = machine.device == "cuda" and machine.unsloth
+    if train.backend == "unsloth" and not ready:
+        missing = (
+            "Unsloth is not installed (pip install potstill[gpu])" if machine.device == "cuda" else "there is no GPU"
+        )
+        raise MissingError(f"train.backend = unsloth: {missing}; set train.backend = auto to train with TRL")
+    return "unsloth" if ready and train.backend != "trl" else "trl"
+
+
+def _dtype(train: Train, machine: Machine) -> Dtype:
+    if train.dtype == "auto":
+        return "bfloat16" if machine.bfloat16 else "float16" if machine.device == "cuda" else "float32"
+    if train.dtype == "float16" and machine.device == "cpu":
+        raise ConfigError("train.dtype = float16 needs a GPU; set it to auto, float32 or bfloat16")
+    if train.dtype == "bfloat16" and machine.device == "cuda" and not machine.bfloat16:
+        raise ConfigError("train.dtype = bfloat16: this GPU does not compute in it; set it to auto or float16")
+    return train.dtype
+
+
+def _cpu_bfloat16() -> bool:
+    """Say whether the CPU multiplies in bfloat16: a training step then took 0.44 of its float32 time (docs/results)."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,115 @@
+"""Prune: a smaller student cut out of a decoder by keeping some of its layers.
+
+Promises that kept layers, embeddings and head are the model's own weights, bit for bit, that the folder it writes is a
+normal model folder which loads without a missing or a spare weight, and that it appears whole or not at all. Works for
+decoders with a plain list of layers (Llama, Qwen, Mistral, Gemma, SmolLM); anything else is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import ConfigError
+from trainer.folders import write_folder
+from trainer.libraries import load_failure
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """What was kept."""
+
+    layers: tuple[int, ...]
+    of_layers: int
+    parameters: int
+    of_parameters: int
+
+
+def prune(model: str, target: Path, layers: int | Sequence[int] | None) -> Pruned:
+    """Write a model with fewer layers, and its tokenizer, to a folder.
+
+    Raises: ConfigError where student.layers does not fit or the model is no plain decoder, MissingError where it does
+    not load.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with load_failure("student.model", model):
+        whole = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    decoder_layers = _layers(whole, model)
+    before, total = whole.num_parameters(), len(decoder_layers)
+    kept = choose_layers(total, layers)
+    _cut(whole, kept)
+    _check_loads(whole, model)
+    with write_folder(target) as folder:
+        whole.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return Pruned(kept, total, whole.num_parameters(), before)
+
+
+def choose_layers(total: int, layers: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the indices to keep: the given ones, or so many evenly spaced ones, first and last always among them.
+
+    Raises: ConfigError where they do not fit into `total` layers.
+    """
+    if layers is None:
+        layers = -(-total // 2)
+    if isinstance(layers, int):
+        if layers > total:
+            raise ConfigError(f"student.layers = {layers}: the model has {total}; keep at most so many")
+        if layers == 1:
+            return (0,)
+        return tuple(round(place * (total - 1) / (layers - 1)) for place in range(layers))
+    chosen = tuple(layers)
+    if not chosen or max(chosen) >= total or list(chosen) != sorted(set(chosen)):
+        raise ConfigError(
+            f"student.layers = {list(chosen)}: give rising layer numbers from 0 to {total - 1}, each once"
+        )
+    return chosen
+
+
+def _layers(model: Any, name: str) -> Any:
+    """Return the list of decoder layers."""
+    from torch.nn import ModuleList
+
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if not isinstance(layers, ModuleList) or len(layers) != getattr(model.config, "num_hidden_layers", None):
+        raise ConfigError(
+            f"student.init = prune: {name} ({type(model).__name__}) has no plain list of decoder layers "
+            "at model.layers; set student.init = model, or take a Llama- or Qwen-style model"
+        )
+    return layers
+
+
+def _cut(model: Any, kept: Sequence[int]) -> None:
+    """Keep some layers of a model in place, and make its configuration say so, per-layer lists included."""
+    from torch.nn import ModuleList
+
+    total = len(model.model.layers)
+    model.model.layers = ModuleList(model.model.layers[index] for index in kept)
+    for key, value in model.config.to_dict().items():
+        per_layer = isinstance(value, list | tuple) and len(value) == total and ("layer" in key or "block" in key)
+        if per_layer:
+            setattr(model.config, key, [value[index] for index in kept])
+    model.config.num_hidden_layers = len(kept)
+
+
+def _check_loads(model: Any, name: str) -> None:
+    """Compare the cut weights with those that a model of the cut configuration has: same names, same shapes.
+
+    They differ where a layer's kind depends on its number in a way that no per-layer list says (dense first layers of
+    a mixture of experts, say); such a model would load with layers of noise.
+    """
+    import torch
+
+    with torch.device("meta"):
+        expected = type(model)(model.config).state_dict()
+    if {key: value.shape for key, value in model.state_dict().items()} != {
+        key: value.shape for key, value in expected.items()
+    }:
+        raise ConfigError(
+            f"student.init = prune: the layers of {name} ({type(model).__name__}) differ from each other in ways its "
+            "configuration does not list; keep another choice of student.layers, or take another model"
+        )

@@ -1,0 +1,181 @@
+"""Train: the kept rows of a run -> a student.
+
+In order: rows, preflight, start model, training, student, done.json. Promises that nothing is trained that preflight
+did not see, that a student appears whole or not at all, and that the same command goes on where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.config import Config
+from engine.errors import ConfigError, TrainError
+from engine.models import resolve_model
+from engine.shards import read_manifest
+from trainer import done, loop, trl_backend, unsloth_backend
+from trainer.arguments import changed, training_arguments
+from trainer.done import Done
+from trainer.folders import write_folder
+from trainer.journal import Journal, step_of
+from trainer.libraries import quiet, versions
+from trainer.memory import ROOMY, Need, estimate
+from trainer.plan import Plan, look, make_plan
+from trainer.prepare import Prepared, prepare, summarise
+from trainer.prune import prune
+
+UNTRAINED = "untrained"
+STUDENT = "student"
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One training, settled: what the steps below share."""
+
+    config: Config
+    plan: Plan
+    prepared: Prepared
+    out: Path
+    fingerprint: str
+    start: str
+    """Folder or Hugging Face id of the start model."""
+    need: Need
+
+
+def train(config: Config, run: Path, out: Path) -> Done:
+    """Fine-tune the student on the kept rows of `run` and write the results to `out`.
+
+    Raises: any UsageError, DataError or TrainError, each in one sentence.
+    """
+    manifest = read_manifest(run)
+    wanted = done.fingerprint(config, manifest)
+    before = done.read_done(out)
+    if before is not None and done.is_done(out, before, wanted):
+        print(f"train  {out} is trained already, with these settings and rows; nothing to do", file=sys.stderr)
+        return before
+    plan = make_plan(config.train, look())
+    if plan.backend == "unsloth":
+        unsloth_backend.patch()
+    with quiet():
+        prepared = prepare(config, run, manifest)
+        checkpoint = done.begin(out, wanted)
+        start = _start_model(config, out)
+        tokens = config.train.batch_size * prepared.load.longest
+        need = estimate(start, config.train, tuning=plan.tuning, dtype=plan.dtype, tokens=tokens)
+        return _fit(Job(config, plan, prepared, out, wanted, start, need), checkpoint)
+
+
+def check(config: Config, run: Path) -> dict[str, Any]:
+    """Do all that needs no GPU and trains nothing; return what was seen.
+
+    Raises: as `train` does.
+    """
+    with quiet():
+        manifest = read_manifest(run)
+        return summarise(config, prepare(config, run, manifest))
+
+
+def _start_model(config: Config, out: Path) -> str:
+    """Return the model that training starts from; with init = prune it is cut first."""
+    model = resolve_model(config.student.model, key="student.model")
+    if config.student.init == "model":
+        if config.student.layers is not None:
+            raise ConfigError("student.layers cuts nothing while student.init = model; set student.init = prune")
+        return model
+    cut = prune(model, out / UNTRAINED, config.student.layers)
+    print(
+        f"prune  {len(cut.layers)} of {cut.of_layers} layers ({', '.join(map(str, cut.layers))}), "
+        f"{cut.parameters / 1e6:.1f} of {cut.of_parameters / 1e6:.1f} M parameters",
+        file=sys.stderr,
+    )
+    return str(out / UNTRAINED)
+
+
+def _fit(job: Job, checkpoint: Path | None) -> Done:
+    """Train from the start model, or from a checkpoint of the same job, and write student and done.json."""
+    settings, parts = job.config.train, job.prepared.parts()
+    arguments = training_arguments(
+        settings,
+        job.plan,
+        job.prepared.load,
+        folder=job.out / done.FOLDER / done.CHECKPOINTS,
+        gradient_checkpointing=job.plan.device == "cuda" and job.need.total_bytes > ROOMY * job.plan.memory_bytes,
+    )
+    journal = Journal(job.out / done.FOLDER / "metrics.jsonl", parts={name: len(rows) for name, rows in parts.items()})
+    with _full_memory(job):
+        model = _load(job, arguments)
+        trainer = loop.build(model, job.prepared.chat.tokenizer, arguments, job.prepared.train, parts, journal)
+        _report(job, arguments, trainer, checkpoint)
+        journal.begin(checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        journal.close()
+    with write_folder(job.out / STUDENT) as folder:
+        loop.save(trainer, folder, job.start, job.prepared.chat.tokenizer)
+    finished = _finished(job, trainer, journal)
+    done.write_done(job.out, finished)
+    return finished
+
+
+def _load(job: Job, arguments: dict[str, Any]) -> Any:
+    if job.plan.backend == "unsloth":
+        return unsloth_backend.load(job.start, job.config.train, job.plan, arguments)
+    return trl_backend.load(job.start, job.config.train, job.plan)
+
+
+def _report(job: Job, arguments: dict[str, Any], trainer: Any, checkpoint: Path | None) -> None:
+    """Say on stderr what is about to happen, and what the library changed of it."""
+    plan, need = job.plan, job.need
+    print(
+        f"train  {len(job.prepared.train)} rows, {len(job.prepared.validation)} held out, {plan.tuning} on "
+        f"{plan.backend}, {plan.dtype}, {need.trained_parameters / 1e6:.1f} of {need.parameters / 1e6:.1f} M parameters"
+        + (f", from step {step_of(checkpoint)}" if checkpoint else ""),
+        file=sys.stderr,
+    )
+    for key, (wanted, resolved) in changed(arguments, trainer.args).items():
+        print(f"train  {plan.backend} made {key} = {resolved} of {wanted}", file=sys.stderr)
+
+
+@contextmanager
+def _full_memory(job: Job) -> Iterator[None]:
+    """Turn a full card into a sentence."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"the GPU's memory is full (estimate: {job.need.total_bytes / 2**30:.1f} GiB); halve train.batch_size and "
+            "double train.gradient_accumulation, lower train.max_length, or set train.tuning = qlora"
+        ) from error
+
+
+def _finished(job: Job, trainer: Any, journal: Journal) -> Done:
+    adapter = job.plan.tuning != "full"
+    untrained = UNTRAINED if job.config.student.init == "prune" else job.config.student.model
+    counts = journal.counts
+    return Done(
+        untrained=untrained,
+        student=untrained if adapter else STUDENT,
+        adapter=STUDENT if adapter else "",
+        backend=job.plan.backend,
+        tuning=job.plan.tuning,
+        dtype=job.plan.dtype,
+        parameters=job.need.parameters,
+        trained_parameters=sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
+        rows=len(job.prepared.train),
+        validation_rows=len(job.prepared.validation),
+        dropped=job.prepared.dropped,
+        steps=trainer.state.global_step,
+        trained_tokens=counts.trained_tokens,
+        real_tokens=counts.real_tokens,
+        padded_tokens=counts.padded_tokens,
+        train_loss=journal.loss,
+        eval_loss=journal.eval_loss,
+        seconds=round(counts.seconds, 2),
+        fingerprint=job.fingerprint,
+        versions=versions(),
+    )
