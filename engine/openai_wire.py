@@ -2,7 +2,7 @@
 
 Promises that an answer is either whole or an error: a reply without text, a stream that stops half-way and garbage
 are TransientError. Token counts are the endpoint's; where it sends none they are estimated, four characters a token.
-Knows nothing of sockets, retries or clocks: bytes go in, and `Stream` is fed by whoever reads the connection.
+Knows nothing of sockets or retries: bytes go in, and `Stream` is fed by whoever reads the connection.
 """
 
 from __future__ import annotations
