@@ -20,6 +20,8 @@ from engine.rows import hash_id
 
 DONE = "train/done.json"
 NAMES = ("teacher", "student", "untrained")
+MADE = ("student", "untrained")
+"""Folders that training may make in a run; any other name that is no path is a hub id."""
 
 
 class Trained(msgspec.Struct, frozen=True):
@@ -101,8 +103,15 @@ def content_hash(folder: Path) -> str:
 
 
 def _place(run: Path, spec: str) -> str:
-    """Return a path in the run where the spec names one, else the spec."""
-    return str(run / spec) if spec and (run / spec).exists() else spec
+    """Return a path in the run where the spec names one, else the spec.
+
+    Raises: MissingError where it is one of the folders that training makes and is gone.
+    """
+    if spec and (run / spec).exists():
+        return str(run / spec)
+    if spec in MADE:
+        raise MissingError(f"{run / spec} is not there, though {DONE} names it; run potstill train again")
+    return spec
 
 
 def _replaced(teacher: Teacher, model: str, adapter: str) -> Teacher:

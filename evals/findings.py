@@ -92,9 +92,9 @@ def _format(figures: Figures) -> Iterator[Finding]:
 
 
 def _lengths(teacher: Behaviour, student: Behaviour) -> Iterator[Finding]:
-    if not teacher.mean_chars or not student.mean_chars:
+    if not teacher.median_chars or not student.median_chars:
         return
-    ratio = student.mean_chars / teacher.mean_chars
+    ratio = student.median_chars / teacher.median_chars
     if not 0.5 <= ratio <= 2:
         yield Finding("length", f"The student's answers are {ratio:.1f} times as long as the teacher's; read some.")
 

@@ -5,7 +5,8 @@ Pure: no models, no disk, no clock. Promises the same summary for the same answe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -42,7 +43,7 @@ class Behaviour(msgspec.Struct, frozen=True):
     truncated: float
     failed: int
     """Items without an answer; they count as wrong."""
-    mean_chars: float
+    median_chars: float
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -98,13 +99,13 @@ def _short(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def _templates(answers: Trio, compared: Any) -> list[TemplateFigures]:
+def _templates(answers: Trio, compared: Callable[[Sequence[int]], Comparison]) -> list[TemplateFigures]:
     groups: dict[tuple[str, str], list[int]] = {}
     for index, answer in enumerate(answers["teacher"]):
         groups.setdefault((answer.template, answer.metric), []).append(index)
     comparisons = [compared(chosen) for chosen in groups.values()]
-    tested = [index for index, comparison in enumerate(comparisons) if comparison.outcomes]
-    adjusted = dict(zip(tested, holm([comparisons[index].outcomes.p for index in tested]), strict=True))
+    tested = {index: one.outcomes.p for index, one in enumerate(comparisons) if one.outcomes}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     found = [
         TemplateFigures(
             template=template,
@@ -130,7 +131,7 @@ def _behaviour(answers: Sequence[Answer]) -> Behaviour:
         empty=_mean([float(not answer.output.strip()) for answer in answers]),
         truncated=_mean([float(answer.finish_reason == "length") for answer in answers]),
         failed=sum(bool(answer.error) for answer in answers),
-        mean_chars=_mean([float(len(answer.output)) for answer in answers]),
+        median_chars=float(median(len(answer.output) for answer in answers)) if answers else 0.0,
     )
 
 

@@ -225,6 +225,9 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         evaluate(settings(folder, items=""), folder / "run")
     with pytest.raises(MissingError, match="potstill train"):
         evaluate(settings(folder), folder / "elsewhere")
+    (folder / "run/train/done.json").write_text('{"untrained": "a", "student": "a", "adapter": "student"}')
+    with pytest.raises(MissingError, match="run/student is not there"):
+        evaluate(settings(folder), folder / "run")
     (folder / "run/train/done.json").write_text("{")
     with pytest.raises(DataError, match=r"done\.json: cannot be read"):
         read_trained(folder / "run")
