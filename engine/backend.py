@@ -167,6 +167,10 @@ def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = 
 
     Raises: MissingError where its library or model is not there.
     """
+    if teacher.replicas > 1 and teacher.backend != "openai":
+        from engine.replicas import ReplicaBackend
+
+        return ReplicaBackend(teacher, sampling, watch=watch)
     if teacher.backend == "echo":
         return EchoBackend(teacher.echo, sampling, watch=watch)
     if teacher.backend == "openai":

@@ -1,0 +1,332 @@
+"""Replicas: one Backend made of several worker processes, each with a teacher of its own.
+
+A small teacher is bound by the host, not by the card, so several share one GPU; with more GPUs each replica gets its
+own. Work is pulled: a replica is sent more when it has room, never dealt out in advance. Promises that a worker ends
+when this process does, however that ends, and that a worker's death is an EngineError here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from engine.backend import Backend, Watch, make_backend
+from engine.config import Sampling, Teacher
+from engine.errors import EngineError, MissingError, PotstillError
+from engine.rows import Completion, Prompt
+
+START_S = 600.0
+"""Longest wait for a replica to start: a large model compiles for minutes the first time."""
+STOP_S = 30.0
+"""Longest wait for a replica to end by itself."""
+
+
+class Add(msgspec.Struct, tag=True):
+    """To a replica: ask these."""
+
+    prompts: list[Prompt]
+
+
+class Abort(msgspec.Struct, tag=True):
+    """To a replica: stop these."""
+
+    ids: list[str]
+
+
+class Ready(msgspec.Struct, tag=True):
+    """From a replica: it has started."""
+
+    capacity: int
+    teacher: dict[str, str]
+
+
+class Answers(msgspec.Struct, tag=True):
+    """From a replica: these are finished."""
+
+    completions: list[Completion]
+
+
+class Died(msgspec.Struct, tag=True):
+    """From a replica: its teacher is gone, and why; `usage` where the user can mend it."""
+
+    message: str
+    usage: bool = False
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_to_worker = msgspec.msgpack.Decoder(Add | Abort)
+_from_worker = msgspec.msgpack.Decoder(Ready | Answers | Died)
+
+
+class ReplicaBackend:
+    """Several teachers behind one Backend."""
+
+    def __init__(self, teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None) -> None:
+        self.capacity = 0
+        self._teacher = teacher
+        self._sampling = sampling
+        self._watch = watch
+        self._replicas: list[_Replica] = []
+        self._waiting: deque[Prompt] = deque()
+        self._place: dict[str, _Replica] = {}
+        self._inbox: asyncio.Queue[tuple[_Replica, Ready | Answers | Died]] = asyncio.Queue()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    def describe(self) -> dict[str, str]:
+        return {**self._replicas[0].described, "replicas": str(len(self._replicas))}
+
+    async def add(self, prompts: Sequence[Prompt]) -> None:
+        self._waiting.extend(prompts)
+        self._feed()
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        unwanted = set(ids)
+        self._waiting = deque(prompt for prompt in self._waiting if prompt.id not in unwanted)
+        for replica in self._replicas:
+            here = [name for name in ids if self._place.get(name) is replica]
+            if here:
+                replica.send(Abort(here))
+            for name in here:
+                del self._place[name]
+                replica.in_flight -= 1
+        self._feed()
+
+    async def completions(self) -> list[Completion]:
+        done = self._take_in(await self._inbox.get())
+        while not self._inbox.empty():
+            done += self._take_in(self._inbox.get_nowait())
+        self._feed()
+        return done
+
+    async def _start(self) -> None:
+        """Start the replicas one after another: vLLM measures free memory while it starts."""
+        loop = asyncio.get_running_loop()
+        for number in range(self._teacher.replicas):
+            replica = _Replica(number, self._teacher, self._sampling, self._watch)
+            self._replicas.append(replica)
+            replica.listen(loop, self._inbox)
+            try:
+                _, message = await asyncio.wait_for(self._inbox.get(), START_S)
+            except TimeoutError:
+                raise EngineError(f"replica {number} did not start in {START_S:.0f} s; see its output above") from None
+            if isinstance(message, Died):
+                raise _error(number, message)
+            if isinstance(message, Ready):
+                replica.capacity, replica.described = message.capacity, message.teacher
+        self.capacity = sum(replica.capacity for replica in self._replicas)
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(asyncio.to_thread(replica.stop) for replica in self._replicas))
+        self._replicas.clear()
+
+    def _feed(self) -> None:
+        """Send waiting prompts, in order, to the replica with the most room."""
+        batches: dict[int, list[Prompt]] = {}
+        while self._waiting:
+            replica = max(self._replicas, key=lambda one: one.room)
+            if replica.room < 1:
+                break
+            prompt = self._waiting.popleft()
+            self._place[prompt.id] = replica
+            replica.in_flight += 1
+            batches.setdefault(replica.number, []).append(prompt)
+        for number, prompts in batches.items():
+            self._replicas[number].send(Add(prompts))
+
+    def _take_in(self, event: tuple[_Replica, Ready | Answers | Died]) -> list[Completion]:
+        replica, message = event
+        if isinstance(message, Died):
+            raise _error(replica.number, message)
+        if isinstance(message, Ready):
+            return []
+        for completion in message.completions:
+            if self._place.pop(completion.id, None) is not None:
+                replica.in_flight -= 1
+        return message.completions
+
+
+class _Replica:
+    """A worker process and the pipe to it."""
+
+    def __init__(self, number: int, teacher: Teacher, sampling: Sampling, watch: Watch | None) -> None:
+        self.number = number
+        self.capacity = 0
+        self.in_flight = 0
+        self.described: dict[str, str] = {}
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, _share(teacher), sampling, watch, _environment(number, teacher))
+        self._process: BaseProcess = context.Process(target=_work, args=arguments, name=f"replica-{number}")
+        self._process.start()
+        theirs.close()
+        self._reader: threading.Thread | None = None
+
+    @property
+    def room(self) -> int:
+        """Prompts that it can take: half a batch more than it runs at once, so that it never waits for us."""
+        return self.capacity + self.capacity // 2 - self.in_flight
+
+    def send(self, message: Add | Abort) -> None:
+        try:
+            self._pipe.send_bytes(_encode(message))
+        except OSError as error:
+            raise EngineError(f"replica {self.number} is gone ({error.strerror or error})") from None
+
+    def listen(
+        self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[tuple[_Replica, Ready | Answers | Died]]
+    ) -> None:
+        """Hand over what the worker says, from a thread of its own, until the pipe closes."""
+
+        def read() -> None:
+            while True:
+                try:
+                    message: Ready | Answers | Died = _from_worker.decode(self._pipe.recv_bytes())
+                except (EOFError, OSError):
+                    message = Died("its process ended without a word; it may have been killed for memory")
+                try:
+                    loop.call_soon_threadsafe(inbox.put_nowait, (self, message))
+                except RuntimeError:  # the loop is closed: nobody listens any more
+                    return
+                if isinstance(message, Died):
+                    return
+
+        self._reader = threading.Thread(target=read, name=f"replica-{self.number}-reader", daemon=True)
+        self._reader.start()
+
+    def stop(self) -> None:
+        """End the worker: closing the pipe is the signal; a worker that does not heed it is killed."""
+        self._shut_pipe()
+        self._process.join(STOP_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        if self._reader is not None:
+            self._reader.join()
+        self._pipe.close()
+        self._process.close()
+
+    def _shut_pipe(self) -> None:
+        """Shut the socket down rather than close it: that also wakes the thread that reads from it."""
+        import socket
+
+        with socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:  # the other end is closed already
+                return
+
+
+def _error(number: int, message: Died) -> PotstillError:
+    text = f"replica {number}: {message.message}"
+    return MissingError(text) if message.usage else EngineError(text)
+
+
+def _share(teacher: Teacher) -> Teacher:
+    """Return one replica's part: a share of the card's memory."""
+    on_one_card = -(-teacher.replicas // max(1, len(_cards()) // teacher.tensor_parallel_size))
+    utilization = teacher.gpu_memory_utilization / on_one_card
+    return msgspec.structs.replace(teacher, replicas=1, gpu_memory_utilization=utilization)
+
+
+def _environment(number: int, teacher: Teacher) -> dict[str, str]:
+    """Return what a replica's environment must say: which cards are its own."""
+    cards = _cards()
+    groups = len(cards) // teacher.tensor_parallel_size
+    if groups < 1:
+        return {}
+    first = (number % groups) * teacher.tensor_parallel_size
+    return {"CUDA_VISIBLE_DEVICES": ",".join(cards[first : first + teacher.tensor_parallel_size])}
+
+
+def _cards() -> list[str]:
+    """Return the GPUs that this process may use, by what CUDA_VISIBLE_DEVICES or the driver's folder says."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [card for card in visible.split(",") if card]
+    try:
+        return [str(number) for number in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
+    except OSError:
+        return []
+
+
+def _work(
+    pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None, environment: dict[str, str]
+) -> None:
+    """Run a worker process: a teacher behind a pipe. Ctrl-C is the parent's business."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment)
+    try:
+        asyncio.run(_serve(pipe, teacher, sampling, watch))
+    except PotstillError as error:
+        _say(pipe, Died(str(error), usage=error.exit_code == 2))
+    except Exception as error:
+        _say(pipe, Died(f"{type(error).__name__}: {error}"))
+        raise
+
+
+async def _serve(pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None) -> None:
+    backend: Backend
+    async with make_backend(teacher, sampling, watch=watch) as backend:
+        _say(pipe, Ready(backend.capacity, backend.describe()))
+        answering = asyncio.create_task(_answer(pipe, backend))
+        orders = asyncio.create_task(_obey(pipe, backend))
+        done, pending = await asyncio.wait({answering, orders}, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending)
+        for task in done:
+            task.result()
+
+
+async def _obey(pipe: Connection, backend: Backend) -> None:
+    """Pass orders on until the pipe closes."""
+    while True:
+        try:
+            data = await asyncio.to_thread(pipe.recv_bytes)
+        except (EOFError, OSError):
+            return
+        order = _to_worker.decode(data)
+        if isinstance(order, Add):
+            await backend.add(order.prompts)
+        else:
+            await backend.abort(order.ids)
+
+
+async def _answer(pipe: Connection, backend: Backend) -> None:
+    while True:
+        completions = await backend.completions()
+        if completions:
+            _say(pipe, Answers(completions))
+        else:
+            await asyncio.sleep(0.001)
+
+
+def _say(pipe: Connection, message: Ready | Answers | Died) -> None:
+    try:
+        pipe.send_bytes(_encode(message))
+    except OSError:  # the parent is gone; the order thread sees the same and ends this worker
+        return

@@ -1,0 +1,107 @@
+"""Replicas, on the echo backend: the same rows, and nobody is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.backend import answer_all, make_backend
+from engine.config import Echo, Sampling, Teacher
+from engine.errors import EngineError
+from engine.replicas import ReplicaBackend, _environment
+from engine.rows import Prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+TEACHER = Teacher(backend="echo", replicas=3, echo=Echo(tokens_per_s=1e9, max_num_seqs=8))
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(index=i, id=str(i), template="t", instruction=f"Say {i}", seed=i) for i in range(count)]
+
+
+async def test_every_prompt_is_answered_once_and_as_by_one_teacher() -> None:
+    async with make_backend(TEACHER, Sampling()) as many:
+        assert isinstance(many, ReplicaBackend)
+        assert many.capacity == 24
+        assert many.describe()["replicas"] == "3"
+        answers = await answer_all(many, prompts(300))
+    one = msgspec.structs.replace(TEACHER, replicas=1)
+    async with make_backend(one, Sampling()) as alone:
+        assert answers == await answer_all(alone, prompts(300))
+
+
+async def test_aborted_prompts_make_room() -> None:
+    slow = Teacher(backend="echo", replicas=2, echo=Echo(tokens_per_s=10, max_num_seqs=4))
+    async with make_backend(slow, Sampling()) as backend:
+        asked = prompts(40)
+        await backend.add(asked)
+        await backend.abort([prompt.id for prompt in asked])
+        assert not backend._place  # type: ignore[attr-defined]
+        assert all(replica.in_flight == 0 for replica in backend._replicas)  # type: ignore[attr-defined]
+
+
+async def test_a_killed_replica_is_an_engine_error() -> None:
+    slow = Teacher(backend="echo", replicas=2, echo=Echo(tokens_per_s=10, max_num_seqs=4))
+    async with ReplicaBackend(slow, Sampling()) as backend:
+        await backend.add(prompts(10))
+        pid = backend._replicas[1]._process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"replica 1.*killed"):
+            await drain(backend)
+
+
+async def drain(backend: ReplicaBackend) -> None:
+    while True:
+        await backend.completions()
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "potstill", "generate", str(ROOT / "data" / "echo.toml"), "--out", str(tmp_path)]
+    command += ["--set", "teacher.replicas=2", "--set", "teacher.echo.tokens_per_s=2000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("kept-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers = children(process.pid)
+        assert len(workers) >= 2
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if alive(pid)]
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(path.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    pairs = Teacher(backend="vllm", replicas=3, tensor_parallel_size=2)
+    assert [_environment(number, pairs)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["4,5", "6,7", "4,5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert _environment(0, pairs) == {}
