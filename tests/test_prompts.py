@@ -98,7 +98,9 @@ def test_teacher_sees_the_prefix_and_the_student_does_not(tmp_path: Path) -> Non
     ["{value.__class__}", "{value[0]}", "{value!r}", "{value:>10}", "{0}", "{}", "{value", "{val ue}"],
 )
 def test_slots_are_bare_names(tmp_path: Path, text: str) -> None:
-    path = templates(tmp_path, f'[[template]]\nid = "evil"\ntext = "Say {text}"\n[template.slots.value]\nrange = [1, 2]\n')
+    path = templates(
+        tmp_path, f'[[template]]\nid = "evil"\ntext = "Say {text}"\n[template.slots.value]\nrange = [1, 2]\n'
+    )
     with pytest.raises(TemplateError, match="template evil"):
         load_templates(Path(path))
 

@@ -67,7 +67,9 @@ def _answer(whole: Completion, filter_: Filter, *, early: bool, rng: random.Rand
     size=st.integers(1, 60),
     cap=st.integers(0, 4),
     cap_key=st.sampled_from(["prefix", "template"]),
-    dedup_on=st.sampled_from([("instruction", "output"), ("instruction",), ("output",), ("instruction", "input", "output")]),
+    dedup_on=st.sampled_from(
+        [("instruction", "output"), ("instruction",), ("output",), ("instruction", "input", "output")]
+    ),
     greedy=st.booleans(),
     one_template_each=st.booleans(),
     target=st.none() | st.integers(1, 5),
