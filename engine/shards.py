@@ -174,8 +174,8 @@ class _Part:
 
     def publish(self, kind: Outcome, final: Path) -> Shard:
         with disk(self.path):
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._file:
+                os.fsync(self._file.fileno())
             self.path.replace(final)
         return Shard(file=final.name, kind=kind, rows=self._rows, bytes=self.bytes, xxh3=self._hash.hexdigest())
 
