@@ -6,17 +6,17 @@ same thing stand on the same side of the split whatever their order. Knows nothi
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-import xxhash
 
 from engine.errors import DataError
-from engine.rows import Row, hash_id, user_turn
+from engine.rows import Row, user_turn
 from engine.shards import Manifest, read_lines
+from engine.split import group_of, held_out
+from engine.split import normalised as normalised
 
 
 class Example(msgspec.Struct, frozen=True, gc=False):
@@ -65,12 +65,7 @@ def read_examples(run: Path, manifest: Manifest) -> tuple[list[Example], dict[st
 def example_of(row: Row) -> Example:
     """Turn a row into an example."""
     question = user_turn(row.instruction, row.input)
-    return Example(row.id, row.template, hash_id(normalised(question)), question, row.output)
-
-
-def normalised(text: str) -> str:
-    """Return what two askings of the same thing have in common: NFKC, case folded, runs of spaces as one."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return Example(row.id, row.template, group_of(question), question, row.output)
 
 
 def split(examples: Sequence[G], *, val_fraction: float, seed: int) -> tuple[list[G], list[G]]:
@@ -78,8 +73,8 @@ def split(examples: Sequence[G], *, val_fraction: float, seed: int) -> tuple[lis
     train: list[G] = []
     validation: list[G] = []
     for example in examples:
-        draw = xxhash.xxh3_64_intdigest(f"{seed}\x1f{example.group}".encode()) / 2**64
-        (validation if draw < val_fraction else train).append(example)
+        side = validation if held_out(example.group, val_fraction=val_fraction, seed=seed) else train
+        side.append(example)
     return train, validation
 
 
