@@ -66,7 +66,7 @@ async def _generate(
         with metrics_server(metrics_port, run.tally):
             async with Progress(folder, run.tally, total=source.count, target=target) as progress:
                 await _Generation(settings, run, source, progress, gate=gate).drive()
-            summary = _finish(run, progress.seconds)
+            summary = _finish(run, progress)
     note(funnel_line(summary["asked"] - summary["failed"], run.tally.lost()))
     warning = yield_warning(summary["asked"], summary["kept"])
     if warning:
@@ -78,9 +78,14 @@ async def _generate(
     return summary
 
 
-def _finish(run: Run, seconds: float) -> dict[str, Any]:
+def _finish(run: Run, progress: Progress) -> dict[str, Any]:
     run.tally.check()
-    run.manifest.summary = {**run.tally.summary(), "seconds": round(seconds, 3), "run": str(run.folder)}
+    run.manifest.summary = {
+        **run.tally.summary(),
+        "seconds": round(progress.seconds, 3),
+        "answering_seconds": round(progress.answering_s, 3),
+        "run": str(run.folder),
+    }
     run.manifest.finished = True
     run.writer.publish()
     return run.manifest.summary
@@ -145,6 +150,7 @@ class _Generation:
         watch = self._run.filter.content.watch if self._settings.filter.early else None
         async with make_backend(self._settings.teacher, self._settings.sampling, watch=watch) as backend:
             await self._describe(backend)
+            self._progress.ready(True)
             while not self._finished:
                 await self._ask(backend)
                 await self._commit()
@@ -156,6 +162,7 @@ class _Generation:
                         self._steering.finish(_clean(completion))
                 await self._progress.tick(in_flight=self._steering.in_flight)
             await backend.abort(self._steering.drop())
+            self._progress.ready(False)
 
     async def _ask(self, backend: Backend) -> None:
         """Keep the teacher's window full, and no fuller."""

@@ -32,6 +32,8 @@ class Progress:
         self._before_s = _last_seconds(self._path)
         self._start = self._last = self._last_plain = time.monotonic()
         self._first_asked = tally.asked
+        self._answering_since: float | None = None
+        self._answering_s = 0.0
         self._last_counts = (tally.asked, tally.output_tokens)
         self._live = sys.stderr.isatty()
 
@@ -39,6 +41,16 @@ class Progress:
     def seconds(self) -> float:
         """Seconds of work on this run, earlier parts of it included."""
         return self._before_s + time.monotonic() - self._start
+
+    @property
+    def answering_s(self) -> float:
+        """Seconds in which a teacher was there to answer: start-up is left out."""
+        since = self._answering_since
+        return self._answering_s + (time.monotonic() - since if since is not None else 0.0)
+
+    def ready(self, is_ready: bool) -> None:
+        """Note that the teacher has started, or has ended."""
+        self._answering_s, self._answering_since = self.answering_s, time.monotonic() if is_ready else None
 
     async def __aenter__(self) -> Self:
         return self
