@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.config import Config
+from engine.config import Config, dump
 from engine.errors import DataError
 from engine.rows import hash_id
 from engine.shards import Manifest, replace_file
@@ -97,14 +97,18 @@ def write_done(out: Path, done: Done) -> None:
     remove_folder(out / FOLDER / CHECKPOINTS)
 
 
-def begin(out: Path, wanted: str) -> Path | None:
-    """Make the result folder ready for a training; return the checkpoint to go on from, if a killed one left any."""
+def begin(out: Path, wanted: str, config: Config) -> Path | None:
+    """Make the result folder ready for a training, and keep its settings there.
+
+    Returns the checkpoint to go on from, if a killed training of the same fingerprint left any.
+    """
     checkpoints = out / FOLDER / CHECKPOINTS
     mark = checkpoints / FINGERPRINT
     if not mark.exists() or mark.read_text() != wanted:
         remove_folder(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
     replace_file(mark, wanted.encode())
+    replace_file(out / FOLDER / "config.toml", dump(config))
     (out / FOLDER / DONE).unlink(missing_ok=True)
     return _last_checkpoint(checkpoints)
 

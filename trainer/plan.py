@@ -7,13 +7,13 @@ honour is either refused with a sentence or, where it only saves memory (`qlora`
 from __future__ import annotations
 
 import importlib.util
-import sys
 from typing import Literal
 
 import msgspec
 
 from engine.config import Train
 from engine.errors import ConfigError, MissingError
+from engine.progress import note
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -60,7 +60,7 @@ def make_plan(train: Train, machine: Machine) -> Plan:
     tuning = train.tuning
     if tuning == "qlora" and (machine.device == "cpu" or not machine.bitsandbytes):
         missing = "no GPU" if machine.device == "cpu" else "no bitsandbytes"
-        print(f"train.tuning: qlora needs a GPU and bitsandbytes; {missing} here, so it is lora", file=sys.stderr)
+        note(f"train  tuning = qlora needs a GPU and bitsandbytes; {missing} here, so it is lora")
         tuning = "lora"
     return Plan(machine.device, _backend(train, machine), tuning, _dtype(train, machine), machine.memory_bytes)
 
@@ -86,7 +86,7 @@ def _dtype(train: Train, machine: Machine) -> Dtype:
 
 
 def _cpu_bfloat16() -> bool:
-    """Say whether the CPU multiplies in bfloat16: a training step then took 0.44 of its float32 time (docs/results)."""
+    """Say whether the CPU multiplies in bfloat16: then a step took 0.44 of its time in float32 (EPYC, 64 M weights)."""
     import torch
 
     found = torch.cpu.get_capabilities()

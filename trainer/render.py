@@ -83,9 +83,15 @@ def render(chat: Chat, examples: Sequence[Example]) -> Iterator[Rendered]:
 def _ids(chat: Chat, batch: Sequence[Example]) -> tuple[list[list[int]], list[list[int]]]:
     """Return the ids of each prompt as it is served, and of each prompt with its answer."""
     rows = [example.conversation(chat.template_kwargs) for example in batch]
-    prompts = _texts(chat, [row["prompt"] for row in rows], add_generation_prompt=True)
-    wholes = _texts(chat, [row["prompt"] + row["completion"] for row in rows], add_generation_prompt=False)
-    return _tokens(chat, prompts), _tokens(chat, wholes)
+    prompt_texts = _texts(chat, [row["prompt"] for row in rows], add_generation_prompt=True)
+    whole_texts = _texts(chat, [row["prompt"] + row["completion"] for row in rows], add_generation_prompt=False)
+    prompts, wholes = _tokens(chat, prompt_texts), _tokens(chat, whole_texts)
+    for place, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
+        answer = whole_texts[place].removeprefix(prompt_texts[place])
+        # An answer that starts with a space may melt into the prompt's last token; a server's model cannot do that.
+        if whole[: len(prompt)] != prompt and answer != whole_texts[place]:
+            wholes[place] = prompt + _tokens(chat, [answer])[0]
+    return prompts, wholes
 
 
 def _texts(chat: Chat, conversations: list[list[dict[str, str]]], *, add_generation_prompt: bool) -> list[str]:

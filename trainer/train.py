@@ -6,7 +6,6 @@ did not see, that a student appears whole or not at all, and that the same comma
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 from engine.config import Config
 from engine.errors import ConfigError, TrainError
 from engine.models import resolve_model
+from engine.progress import note
 from engine.shards import read_manifest
 from trainer import done, loop, trl_backend, unsloth_backend
 from trainer.arguments import changed, training_arguments
@@ -55,14 +55,14 @@ def train(config: Config, run: Path, out: Path) -> Done:
     wanted = done.fingerprint(config, manifest)
     before = done.read_done(out)
     if before is not None and done.is_done(out, before, wanted):
-        print(f"train  {out} is trained already, with these settings and rows; nothing to do", file=sys.stderr)
+        note(f"train  {out} is trained already, with these settings and rows; nothing to do")
         return before
     plan = make_plan(config.train, look())
     if plan.backend == "unsloth":
         unsloth_backend.patch()
     with quiet():
         prepared = prepare(config, run, manifest)
-        checkpoint = done.begin(out, wanted)
+        checkpoint = done.begin(out, wanted, config)
         start = _start_model(config, out)
         tokens = config.train.batch_size * prepared.load.longest
         need = estimate(start, config.train, tuning=plan.tuning, dtype=plan.dtype, tokens=tokens)
@@ -87,10 +87,9 @@ def _start_model(config: Config, out: Path) -> str:
             raise ConfigError("student.layers cuts nothing while student.init = model; set student.init = prune")
         return model
     cut = prune(model, out / UNTRAINED, config.student.layers)
-    print(
+    note(
         f"prune  {len(cut.layers)} of {cut.of_layers} layers ({', '.join(map(str, cut.layers))}), "
-        f"{cut.parameters / 1e6:.1f} of {cut.of_parameters / 1e6:.1f} M parameters",
-        file=sys.stderr,
+        f"{cut.parameters / 1e6:.1f} of {cut.of_parameters / 1e6:.1f} M parameters"
     )
     return str(out / UNTRAINED)
 
@@ -129,14 +128,13 @@ def _load(job: Job, arguments: dict[str, Any]) -> Any:
 def _report(job: Job, arguments: dict[str, Any], trainer: Any, checkpoint: Path | None) -> None:
     """Say on stderr what is about to happen, and what the library changed of it."""
     plan, need = job.plan, job.need
-    print(
+    note(
         f"train  {len(job.prepared.train)} rows, {len(job.prepared.validation)} held out, {plan.tuning} on "
         f"{plan.backend}, {plan.dtype}, {need.trained_parameters / 1e6:.1f} of {need.parameters / 1e6:.1f} M parameters"
-        + (f", from step {step_of(checkpoint)}" if checkpoint else ""),
-        file=sys.stderr,
+        + (f", from step {step_of(checkpoint)}" if checkpoint else "")
     )
     for key, (wanted, resolved) in changed(arguments, trainer.args).items():
-        print(f"train  {plan.backend} made {key} = {resolved} of {wanted}", file=sys.stderr)
+        note(f"train  {plan.backend} made {key} = {resolved} of {wanted}")
 
 
 @contextmanager

