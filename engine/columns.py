@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
 
 BRACE_OPEN, BRACE_CLOSE = ord("{"), ord("}")
 
@@ -35,9 +34,7 @@ class Text(msgspec.Struct, gc=False):
     input: str | None = ""
     template: str | None = ""
     finish_reason: str | None = ""
-    rule: Any = UNSET
-    reason: Any = UNSET
-    row_number: Any = UNSET
+    rule: str | None = ""
 
 
 MARKS = ("rule", "reason", "row_number")
@@ -53,12 +50,18 @@ class BadLine(msgspec.Struct, frozen=True):
     line: bytes
 
 
-class Batch(msgspec.Struct):
-    """Consecutive lines of one file, as they were read."""
+class Batch:
+    """Consecutive lines of one file, as they were read; a missing last newline is put in."""
 
-    name: str
-    first_line: int
-    lines: list[bytes]
+    __slots__ = ("data", "first_line", "lines", "name")
+
+    def __init__(self, name: str, first_line: int, lines: list[bytes]) -> None:
+        if lines and not lines[-1].endswith(b"\n"):
+            lines[-1] += b"\n"
+        self.name = name
+        self.first_line = first_line
+        self.lines = lines
+        self.data = b"".join(lines)
 
 
 class Parsed(msgspec.Struct):
@@ -84,13 +87,13 @@ class Parser:
             self._convert = text_of_chat
         self._decoder = msgspec.json.Decoder(_chat_struct(columns) if columns.messages else _struct(columns, fields))
 
-    def parse(self, batch: Batch) -> Parsed:
-        """Return the rows and the bad lines of a batch."""
-        lines = batch.lines
-        if lines and not lines[-1].endswith(b"\n"):
-            lines = [*lines[:-1], lines[-1] + b"\n"]
-        data = b"".join(lines)
-        if _is_clean(lines, data):
+    def parse(self, batch: Batch, *, joined: bool = True) -> Parsed:
+        """Return the rows and the bad lines of a batch; `joined` says that a line may hold two objects.
+
+        If none does, as many objects as lines means that each line is one.
+        """
+        lines, data = batch.lines, batch.data
+        if (not joined or _is_enclosed(lines)) and _is_utf8(lines, data):
             try:
                 rows = self._rows(data)
             except (msgspec.DecodeError, ValueError, RecursionError):
@@ -126,14 +129,12 @@ class Parser:
         return self._convert(row) if self._convert else row
 
 
-def _is_clean(lines: list[bytes], data: bytes) -> bool:
-    """Say whether each line can hold one whole value and nothing else, in valid UTF-8.
+def _is_enclosed(lines: list[bytes]) -> bool:
+    """Say whether every line runs from `{` to `}`: JSON has no `}` before `{`, so no value goes on to a next line."""
+    return not [line for line in lines if line[0] != BRACE_OPEN or line[-2] != BRACE_CLOSE]
 
-    JSON has no `}` before `{`, so a value cannot go on from one such line to the next: as many values as lines means
-    one value a line.
-    """
-    if not _is_enclosed(lines):
-        return False
+
+def _is_utf8(lines: list[bytes], data: bytes) -> bool:
     if data.isascii():
         return True
     try:
@@ -141,10 +142,6 @@ def _is_clean(lines: list[bytes], data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _is_enclosed(lines: list[bytes]) -> bool:
-    return not [line for line in lines if line[0] != BRACE_OPEN or line[-2] != BRACE_CLOSE]
 
 
 def _reason(error: Exception) -> str:
@@ -163,7 +160,7 @@ def _struct(columns: Columns, fields: Iterable[str]) -> type[msgspec.Struct]:
     for field in sorted(set(fields)):
         column = getattr(columns, field, field)
         named.append((field, str | None, msgspec.field(default="", name=column)))
-    return msgspec.defstruct("Fields", [*named, *_MARKS], gc=False)
+    return msgspec.defstruct("Fields", named, gc=False)
 
 
 class _Turn(msgspec.Struct, gc=False):
@@ -182,11 +179,10 @@ class _Chat(msgspec.Struct, gc=False):
 def _chat_struct(columns: Columns) -> type[msgspec.Struct]:
     extra = [(name, str | None, msgspec.field(default="", name=getattr(columns, name, name))) for name in _CHAT_EXTRA]
     turns = ("turns", list[_Turn], msgspec.field(name=columns.messages))
-    return msgspec.defstruct("Chat", [turns, *extra, *_MARKS], gc=False)
+    return msgspec.defstruct("Chat", [turns, *extra], gc=False)
 
 
-_MARKS: tuple[Any, ...] = tuple((mark, Any, msgspec.field(default=UNSET)) for mark in MARKS)
-_CHAT_EXTRA = ("template", "finish_reason")
+_CHAT_EXTRA = ("template", "finish_reason", "rule")
 _ASSISTANT = ("assistant", "gpt", "model")
 _SYSTEM = ("system", "developer")
 
@@ -206,6 +202,4 @@ def text_of_chat(chat: Any) -> Text:
         template=chat.template,
         finish_reason=chat.finish_reason,
         rule=chat.rule,
-        reason=chat.reason,
-        row_number=chat.row_number,
     )

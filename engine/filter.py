@@ -14,6 +14,7 @@ import xxhash
 from engine import config as configuration
 from engine.phrases import PhraseGuard
 from engine.rows import KEPT, Row, Verdict
+from engine.seen import SeenKeys
 
 PREFIX_WORDS = 4
 """Words of the instruction that name a template with `cap_key = "prefix"` (the recipe's)."""
@@ -30,7 +31,7 @@ class Filter:
 
     def __init__(self, settings: configuration.Filter) -> None:
         self.settings = settings
-        self.seen: set[int] = set()
+        self.seen = SeenKeys()
         self.caps: Counter[str] = Counter()
         self.content = Content(settings)
 
@@ -63,7 +64,7 @@ class Filter:
             return template
         return " ".join(instruction.split(None, PREFIX_WORDS)[:PREFIX_WORDS])
 
-    def key(self, instruction: str, input_text: str, output: str) -> int:
+    def key(self, instruction: str, input_text: str, output: str) -> bytes:
         """Return the 128-bit key of exact duplicates: xxh3 of the stripped fields."""
         fields = {"instruction": instruction, "input": input_text, "output": output}
         return text_key([fields[name].strip() for name in self.settings.dedup_on])
@@ -119,10 +120,10 @@ class Content:
         return None if number is None else Verdict("phrase", self.guard.reason(number))
 
 
-def text_key(parts: list[str]) -> int:
+def text_key(parts: list[str]) -> bytes:
     """Return the 128-bit key of stripped texts; texts with other boundaries get other keys."""
     text = SEPARATOR.join(parts)
     if any(SEPARATOR in part for part in parts[:-1]):
         # No stripped text begins with the separator (it counts as white space), so this form is nobody else's.
         text = ",".join(str(len(part)) for part in parts) + SEPARATOR * len(parts) + text
-    return xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogatepass"))
+    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))

@@ -121,13 +121,17 @@ class FilterRun:
         parser = Parser(columns, self.filter.fields())
         progress = _Progress()
         for batch, position in read(sources, Position(**self.manifest.position)):
-            self._take(parser.parse(batch), batch, strict=strict)
+            self._take(parser, batch, strict=strict)
             if self.writer.due:
                 self.publish(position)
             progress.tick(self.counts)
         self.publish(position_after(self.manifest.position, len(sources)))
 
-    def _take(self, parsed: Parsed, batch: Batch, *, strict: bool) -> None:
+    def _take(self, parser: Parser, batch: Batch, *, strict: bool) -> None:
+        scan = self.filter.scan(batch.data, batch.lines)
+        parsed = parser.parse(batch, joined=scan.joined)
+        if parsed.data is not batch.data:
+            scan = self.filter.scan(parsed.data, parsed.lines)
         first = self.counts["asked"]
         numbers: Sequence[int] = range(first, first + len(parsed.rows))
         if parsed.bad:
@@ -135,10 +139,10 @@ class FilterRun:
                 bad = parsed.bad[0]
                 raise DataError(f"{batch.name}:{bad.number}: {bad.reason}; mend the line, or leave out --strict")
             numbers = self._fail(parsed, batch)
-        judged = self.filter.judge(parsed, numbers)
+        judged = self.filter.judge(parsed, numbers, scan)
         self._count(judged, len(parsed.bad))
         self.writer.append("kept", judged.kept)
-        self.writer.append("rejected", judged.rejected)
+        self.writer.append("rejected", judged.rejected, rows=judged.rules.total())
 
     def _fail(self, parsed: Parsed, batch: Batch) -> list[int]:
         """Write the bad lines of a batch and return the numbers of its rows, between which they stand."""
@@ -156,7 +160,7 @@ class FilterRun:
         self.rules.update(judged.rules)
         self.counts["kept"] += len(judged.kept)
         self.counts["failed"] += failed
-        self.counts["asked"] += len(judged.kept) + len(judged.rejected) + failed
+        self.counts["asked"] += len(judged.kept) + judged.rules.total() + failed
 
     def publish(self, position: Position) -> None:
         """Publish what is written, together with how far the sources are read."""
@@ -185,7 +189,7 @@ class FilterRun:
 
     def restore(self, columns: Columns) -> None:
         """Rebuild seen keys, caps and counts from the published shards."""
-        parser = Parser(columns, self.filter.fields())
+        parser = Parser(columns, {*self.filter.fields(), "rule"})
         for shard in self.manifest.shards:
             self.counts["asked"] += shard.rows
             if shard.kind == "failed":

@@ -111,14 +111,17 @@ class ShardWriter:
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def append(self, kind: Outcome, lines: list[bytes]) -> None:
-        """Append whole lines (each with its newline) of one kind; they survive a kill of this process."""
+    def append(self, kind: Outcome, lines: list[bytes], *, rows: int | None = None) -> None:
+        """Append whole lines (each with its newline) of one kind; they survive a kill of this process.
+
+        With `rows`, the lines may be in any number of pieces that make up so many rows when joined.
+        """
         if not lines:
             return
         part = self._parts.get(kind)
         if part is None:
             part = self._parts[kind] = _Part(self._part_path(kind))
-        part.append(lines)
+        part.append(lines, len(lines) if rows is None else rows)
 
     @property
     def due(self) -> bool:
@@ -162,14 +165,14 @@ class _Part:
         with disk(path):
             self._file: IO[bytes] = path.open("wb", buffering=0)
 
-    def append(self, lines: list[bytes]) -> None:
+    def append(self, lines: list[bytes], rows: int) -> None:
         data = b"".join(lines)
         with disk(self.path):
             written = 0
             while written < len(data):
                 written += self._file.write(data[written:])
         self._hash.update(data)
-        self._rows += len(lines)
+        self._rows += rows
         self.bytes += len(data)
 
     def publish(self, kind: Outcome, final: Path) -> Shard:
@@ -203,7 +206,7 @@ def publish_recovered(folder: Path, manifest: Manifest, lines: dict[Outcome, lis
         if lines.get(kind):
             final = folder / f"{kind}-{len(manifest.of(kind)):05d}.jsonl"
             part = _Part(final.with_name(f"{final.name}.recovered{PART}"))
-            part.append(lines[kind])
+            part.append(lines[kind], len(lines[kind]))
             shards.append(part.publish(kind, final))
     _sync_folder(folder)
     manifest.shards = shards

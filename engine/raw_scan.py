@@ -1,9 +1,9 @@
-"""A first look at a whole batch of raw JSON lines: which lines might hold which phrase.
+"""A first look at a whole batch of raw JSON lines, so that few rows need a second one.
 
-One pass of a pattern engine over the undecoded bytes (hyperscan where it is installed, else Aho-Corasick) finds
-suspects, and the phrase guard then judges only those. Promises to miss no line whose decoded output holds a phrase
-in the sense of `substring`: an escape that may spell anything, and the two letters whose lower case is ASCII, make
-their line a suspect. Knows nothing of columns or verdicts.
+One pass of a pattern engine over the undecoded bytes (hyperscan where it is installed, else Aho-Corasick) says which
+lines might hold which phrase, and whether any object has keys of the kind that the filter puts into rejected rows.
+Promises to miss no line whose decoded output holds a phrase in the sense of `substring`: an escape that may spell
+anything, and the two letters whose lower case is ASCII, make their line a suspect. Knows nothing of verdicts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ahocorasick_rs
 
@@ -23,7 +23,22 @@ ALWAYS = (b"\\u", "\u212a".encode(), "\u0130".encode())
 ESCAPED = {'"': b'\\"', "\\": b"\\\\", "\b": b"\\b", "\f": b"\\f", "\n": b"\\n", "\r": b"\\r", "\t": b"\\t"}
 """How JSON must write a character, if not by number."""
 
+MARKED = -2
+"""Stands for a key that the filter uses itself."""
+JOINED = -3
+"""Stands for the end of an object and the beginning of another on one line."""
 Suspects = dict[int, list[int]]
+
+
+class Scan(NamedTuple):
+    """What a batch looks like before it is decoded."""
+
+    suspects: Suspects | None
+    """Row -> phrases that it may hold; None where every row must be looked at."""
+    marked: bool
+    """Some object may have a key that the filter puts into rejected rows."""
+    joined: bool
+    """Some line may hold two objects."""
 
 
 class Engine(Protocol):
@@ -32,31 +47,36 @@ class Engine(Protocol):
     def find(self, data: bytes, most: int) -> list[tuple[int, int]] | None: ...
 
 
-class PhraseScanner:
-    """Finds suspects in batches."""
+class RawScanner:
+    """Looks at batches."""
 
-    def __init__(self, phrases: Sequence[bytes]) -> None:
+    def __init__(self, phrases: Sequence[bytes], marks: Sequence[str]) -> None:
         texts = [phrase.decode("utf-8", "surrogatepass") for phrase in phrases]
-        self.engine = make_engine(texts)
+        self._engine = make_engine(texts, [f'"{mark}"'.encode() for mark in marks])
 
-    def suspects(self, data: bytes, lines: Sequence[bytes]) -> Suspects | None:
-        """Return the suspicious lines and the phrases that each may hold; None where every line is suspicious."""
-        hits = self.engine.find(data, 2 * len(lines) + 16)
+    def scan(self, data: bytes, lines: Sequence[bytes]) -> Scan:
+        """Return what stands out in a batch."""
+        hits = self._engine.find(data, 2 * len(lines) + 16)
         if not hits:
-            return {} if hits is not None else None
+            return _EVERYTHING if hits is None else _NOTHING
         ends = list(accumulate(map(len, lines)))
-        found: Suspects = {}
+        suspects: Suspects = {}
+        found = {number for number, _ in hits}
         for number, end in hits:
-            found.setdefault(bisect_right(ends, end - 1), []).append(number)
-        return found
+            if number >= EVERY:
+                suspects.setdefault(bisect_right(ends, end - 1), []).append(number)
+        return Scan(suspects, MARKED in found, JOINED in found)
 
 
-def make_engine(phrases: Sequence[str]) -> Engine:
+_NOTHING, _EVERYTHING = Scan({}, False, False), Scan(None, True, True)
+
+
+def make_engine(phrases: Sequence[str], marks: Sequence[bytes]) -> Engine:
     """Return the fastest engine that is installed and takes these phrases."""
     try:
-        return HyperscanEngine(phrases)
+        return HyperscanEngine(phrases, marks)
     except (ImportError, _TooLargeError):
-        return AutomatonEngine(phrases)
+        return AutomatonEngine(phrases, marks)
 
 
 class _TooLargeError(Exception):
@@ -66,18 +86,20 @@ class _TooLargeError(Exception):
 class HyperscanEngine:
     """One block-mode database of all phrases. Not for two threads at once: they would share its scratch space."""
 
-    def __init__(self, phrases: Sequence[str]) -> None:
+    def __init__(self, phrases: Sequence[str], marks: Sequence[bytes]) -> None:
         import hyperscan
 
-        patterns = [(_hex(always), EVERY) for always in ALWAYS]
+        patterns = [(_hex(always), EVERY) for always in ALWAYS] if phrases else []
+        patterns += [(_hex(mark), MARKED) for mark in marks]
+        patterns += [(r"\}[ \t\r]*\{", JOINED)]
         patterns += [(pattern, number) for number, phrase in enumerate(phrases) if (pattern := raw_pattern(phrase))]
         self._terminated: type[Exception] = hyperscan.ScanTerminated
         self._database = hyperscan.Database()
         try:
             self._database.compile(
                 expressions=[pattern.encode() for pattern, _ in patterns],
-                # Hyperscan's ids are unsigned, so EVERY (-1) goes as 0.
-                ids=[number + 1 for _, number in patterns],
+                # Hyperscan's ids are unsigned; JOINED is the lowest of ours.
+                ids=[number - JOINED for _, number in patterns],
                 elements=len(patterns),
                 flags=hyperscan.HS_FLAG_CASELESS,
             )
@@ -88,7 +110,7 @@ class HyperscanEngine:
         hits: list[tuple[int, int]] = []
 
         def found(number: int, start: int, end: int, flags: int, context: Any) -> bool:
-            hits.append((number - 1, end))
+            hits.append((number + JOINED, end))
             return len(hits) > most
 
         try:
@@ -101,8 +123,9 @@ class HyperscanEngine:
 class AutomatonEngine:
     """Aho-Corasick over the ASCII-lower-cased bytes."""
 
-    def __init__(self, phrases: Sequence[str]) -> None:
-        patterns = [(always.lower(), EVERY) for always in ALWAYS]
+    def __init__(self, phrases: Sequence[str], marks: Sequence[bytes]) -> None:
+        patterns = [(always.lower(), EVERY) for always in ALWAYS] if phrases else []
+        patterns += [(mark, MARKED) for mark in marks]
         for number, phrase in enumerate(phrases):
             patterns.extend((spelling, number) for spelling in raw_spellings(phrase))
         # Case beyond ASCII is not folded here, so with such a phrase every line beyond ASCII is a suspect.
@@ -114,7 +137,8 @@ class AutomatonEngine:
         if not self._ascii and not data.isascii():
             return None
         hits = self._automaton.find_matches_as_indexes(data.lower(), overlapping=True)
-        return [(self._numbers[hit[0]], hit[2]) for hit in hits] if len(hits) <= most else None
+        # An automaton has no pattern for any white space, so it does not vouch for one object a line.
+        return [(JOINED, len(data)), *((self._numbers[hit[0]], hit[2]) for hit in hits)] if len(hits) <= most else None
 
 
 def raw_spellings(phrase: str) -> list[bytes]:
