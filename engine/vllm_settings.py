@@ -1,0 +1,159 @@
+"""How vLLM is set up: the environment, the arguments of `LLM(...)`, and the sampling of one prompt.
+
+Promises that what the user set (environment, `teacher.engine_args`) always wins over a default here, and that a row's
+answer is sampled with its own seed. Each default has its reason beside it. Source: measured, see docs/engine.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from engine.backend import WATCH_TOKENS
+from engine.config import Sampling, Teacher
+from engine.errors import DataError
+from engine.rows import Prompt
+
+CPU_MAX_NUM_SEQS = 64
+"""Two cores are busy with as many; more only makes each answer later."""
+CPU_BLOCK_TOKENS = 32
+"""KV block: the least that the CPU kernels like. A shared few-shot prefix is reused in whole blocks (default 128)."""
+CPU_CACHE_BYTES = 2 * 2**30
+"""KV cache at most; vLLM zeroes all of it at the start, half a second a gigabyte."""
+SMALL_PARAMETERS = 1_000_000_000
+SMALL_MAX_NUM_SEQS = 512
+"""Prompts at once for a small model: a decode step then still fits the CUDA graphs below."""
+CAPTURE_SIZES = (
+    *(1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024),
+    *(1280, 1536, 2048, 2560, 3072, 4096),
+)
+"""Batch sizes, in tokens, with a CUDA graph. vLLM's own list ends at 512, so with short rows, where nearly every step
+also admits prompts, nearly no step would be one."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM has kernels for."""
+
+
+def prepare_environment() -> None:
+    """Set what must be set before vLLM is imported, where the user has not."""
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    defaults = {
+        # Waiting threads sleep. By default they spin, which on a shared machine costs up to ten times the time.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # All cores; vLLM would keep one back, which of two is half.
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        # Stdout is for results.
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        # Torch's C++ warnings come out at the end of the process, wherever stderr points by then.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def prepare_cpu() -> None:
+    """Set what is right on a CPU only, before the engine starts.
+
+    The engine runs in this process. With processes of its own it takes 2.5 times the CPU time to start (vLLM is
+    imported three times) and three times to generate: its parts wait for each other by spinning on the same cores.
+    """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def engine_arguments(teacher: Teacher, model: str, *, watched: bool, cpu: bool) -> dict[str, Any]:
+    """Return the arguments of `LLM(...)`; `teacher.engine_args` goes on top."""
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": teacher.dtype,
+        "quantization": teacher.quantization,
+        # -1: the model's own length, or what fits into memory where that is less.
+        "max_model_len": teacher.max_model_len or -1,
+        "tensor_parallel_size": teacher.tensor_parallel_size,
+        "gpu_memory_utilization": teacher.gpu_memory_utilization,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "stream_interval": WATCH_TOKENS if watched else 1,
+    }
+    if teacher.adapter:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(Path(teacher.adapter))}
+    arguments |= _cpu(teacher) if cpu else _cuda(teacher, model)
+    return arguments | teacher.engine_args
+
+
+def _cpu(teacher: Teacher) -> dict[str, Any]:
+    """Return what suits a CPU: no compilation, and a start without a warm-up run."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "dtype": "float32" if teacher.dtype == "auto" else teacher.dtype,
+        "max_num_seqs": teacher.max_num_seqs or CPU_MAX_NUM_SEQS,
+        "enforce_eager": True,
+        # A given size, with enforce_eager, is also what lets vLLM leave the warm-up out.
+        "kv_cache_memory_bytes": min(CPU_CACHE_BYTES, memory // 8),
+        "block_size": CPU_BLOCK_TOKENS,
+        # A prompt that is split over two steps, in a row with a seed, kills the CPU engine of vLLM 0.32 ("CPU
+        # Generator does not use offset"). Whole prompts only; the budget of a step is then at least max_model_len.
+        "enable_chunked_prefill": False,
+    }
+
+
+def _cuda(teacher: Teacher, model: str) -> dict[str, Any]:
+    """Return what suits a GPU. Left out is what vLLM sets by the size of the card."""
+    arguments: dict[str, Any] = {"compilation_config": {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}}
+    if teacher.max_num_seqs:
+        arguments["max_num_seqs"] = teacher.max_num_seqs
+    elif _parameters(model, teacher) < SMALL_PARAMETERS:
+        arguments["max_num_seqs"] = SMALL_MAX_NUM_SEQS
+    return arguments
+
+
+def _parameters(model: str, teacher: Teacher) -> int:
+    """Estimate the size of a decoder from its configuration."""
+    from transformers import AutoConfig
+
+    trust = bool(teacher.engine_args.get("trust_remote_code", False))
+    whole = AutoConfig.from_pretrained(model, trust_remote_code=trust)
+    config = whole.get_text_config()
+    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    layer = 4 * width * width + 3 * width * inner
+    return int(config.num_hidden_layers * layer + config.vocab_size * width)
+
+
+def _lora_rank(adapter: Path) -> int:
+    """Return the smallest rank with a kernel that holds the adapter.
+
+    Raises: DataError where the adapter does not say its rank.
+    """
+    path = adapter / "adapter_config.json"
+    try:
+        settings = json.loads(path.read_bytes())
+        rank = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
+        return next(size for size in LORA_RANKS if size >= rank)
+    except (ValueError, TypeError, KeyError, StopIteration) as error:
+        raise DataError(f"{path}: no usable LoRA rank ({error}); give an adapter as PEFT saves it") from None
+
+
+def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any:
+    """Return the sampling of one prompt, everything explicit: a model's generation_config.json changes nothing."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=answer_tokens(sampling, prompt),
+        stop=list(sampling.stop),
+        seed=prompt.seed if sampling.temperature > 0 else None,
+        output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # nobody else holds it, and the deep copy is half of what adding a request costs
+    )
+
+
+def answer_tokens(sampling: Sampling, prompt: Prompt) -> int:
+    """Return the longest answer to one prompt, in tokens."""
+    return prompt.max_tokens or sampling.max_tokens
