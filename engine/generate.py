@@ -210,7 +210,8 @@ class _Generation:
 
     async def _describe(self, backend: Backend) -> None:
         manifest = self._run.manifest
-        manifest.teacher, manifest.versions = backend.describe(), versions()
+        manifest.teacher = {key: str(value) for key, value in backend.describe().items()}
+        manifest.versions = versions()
         await asyncio.to_thread(write_manifest, self._run.folder, manifest)
 
     def _mourn(self, error: EngineError, restarts: int) -> None:
