@@ -25,7 +25,8 @@ STAGES = ("read", "scan", "parse", "keys", "judge", "write")
 
 def measure_stages(source: Path, *, rounds: int) -> dict[str, float]:
     """Return CPU microseconds a row by stage, their sum, and those of only copying the bytes; best of the rounds."""
-    rows = sum(1 for _ in source.open("rb"))
+    with source.open("rb") as file:
+        rows = sum(1 for _ in file)
     best: dict[str, float] = {}
     for _ in range(rounds):
         for name, work in [("bytes", _copy), *((stage, _through(stage)) for stage in STAGES)]:
