@@ -27,7 +27,7 @@ def _page(found: dict[str, Any]) -> Iterable[str]:
     yield ""
     yield "CPU time, paired by round, all pipelines alternating in one run over the same rows; all keep the same rows"
     yield "in the same order. Potstill's figures include shards, checksums, fsync, manifest and the ledger of rejected"
-    yield "rows; the others only write the kept rows. `naive` is the four list passes, `naive-lean` the same line by line."
+    yield "rows; the others only write the kept rows. `naive` is the four list passes, `naive-lean` the same by line."
     yield ""
     yield from _speed(found["speed"])
     yield from _stages(found["stages_us"])

@@ -8,6 +8,7 @@ published together, so the manifest always names a prefix of the run. Knows line
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from engine.rows import OUTCOMES, SCHEMA_VERSION, Outcome
 
 MANIFEST = "manifest.json"
 PART = ".part"
+ZSTD = ".zst"
+"""Behind the name of a shard that is compressed."""
+ZSTD_LEVEL = 3
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,9 +107,10 @@ def disk(path: Path) -> Iterator[None]:
 class ShardWriter:
     """Appends lines to one `.part` file per kind and publishes them together."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, shard_bytes: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, shard_bytes: int, zstd: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._suffix = ZSTD if zstd else ""
         self._shard_bytes = shard_bytes
         self._parts: dict[Outcome, _Part] = {}
         with disk(folder):
@@ -148,10 +153,10 @@ class ShardWriter:
         return len(self.manifest.of(kind))
 
     def _part_path(self, kind: Outcome) -> Path:
-        return self.folder / f"{kind}-{self._number(kind):05d}.jsonl{PART}"
+        return self._final_path(kind).with_name(self._final_path(kind).name + PART)
 
     def _final_path(self, kind: Outcome) -> Path:
-        return self.folder / f"{kind}-{self._number(kind):05d}.jsonl"
+        return self.folder / f"{kind}-{self._number(kind):05d}.jsonl{self._suffix}"
 
 
 class _Part:
@@ -162,20 +167,26 @@ class _Part:
         self.bytes = 0
         self._rows = 0
         self._hash = xxhash.xxh3_128()
+        self._pack = _zstd_packer() if path.name.endswith(ZSTD + PART) else None
         with disk(path):
             self._file: IO[bytes] = path.open("wb", buffering=0)
 
     def append(self, lines: list[bytes], rows: int) -> None:
         data = b"".join(lines)
+        self._write(self._pack.compress(data) if self._pack else data)
+        self._rows += rows
+
+    def _write(self, data: bytes) -> None:
         with disk(self.path):
             written = 0
             while written < len(data):
                 written += self._file.write(data[written:])
         self._hash.update(data)
-        self._rows += rows
         self.bytes += len(data)
 
     def publish(self, kind: Outcome, final: Path) -> Shard:
+        if self._pack:
+            self._write(self._pack.flush())
         with disk(self.path):
             with self._file:
                 os.fsync(self._file.fileno())
@@ -224,7 +235,11 @@ def discard_unpublished(folder: Path, manifest: Manifest) -> None:
 
 def _unpublished(folder: Path, manifest: Manifest, kind: Outcome) -> list[Path]:
     named = {shard.file for shard in manifest.shards}
-    files = [*folder.glob(f"{kind}-*.jsonl"), *folder.glob(f"{kind}-*.jsonl*{PART}")]
+    files = [
+        *folder.glob(f"{kind}-*.jsonl"),
+        *folder.glob(f"{kind}-*.jsonl{ZSTD}"),
+        *folder.glob(f"{kind}-*.jsonl*{PART}"),
+    ]
     return sorted(path for path in files if path.name not in named)
 
 
@@ -240,8 +255,20 @@ def read_lines(folder: Path, shard: Shard) -> Iterator[bytes]:
     """
     path = folder / shard.file
     check_shard(folder, shard)
-    with path.open("rb", buffering=1 << 20) as file:
+    with _unpacked(path) as file:
         yield from file
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    if path.suffix != ZSTD:
+        with path.open("rb", buffering=1 << 20) as file:
+            yield file
+        return
+    import zstandard
+
+    with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
+        yield io.BufferedReader(stream, 1 << 20)
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
@@ -258,6 +285,9 @@ def check_shard(folder: Path, shard: Shard) -> None:
                 digest.update(chunk)
                 size += len(chunk)
                 rows += chunk.count(b"\n")
+        if path.suffix == ZSTD and size == shard.bytes and digest.hexdigest() == shard.xxh3:
+            with _unpacked(path) as unpacked:
+                rows = sum(chunk.count(b"\n") for chunk in iter(lambda: unpacked.read(1 << 20), b""))
     except FileNotFoundError:
         raise DataError(
             f"{path}: the shard is missing, though the manifest names it; restore it or generate again"
@@ -266,6 +296,12 @@ def check_shard(folder: Path, shard: Shard) -> None:
         raise DataError(
             f"{path}: the shard is not the one that was published (checksum differs); restore it or generate again"
         )
+
+
+def _zstd_packer() -> Any:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj()
 
 
 def _sync_folder(folder: Path) -> None:
