@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta
 
+from engine import rule_settings
 from engine.errors import ConfigError, MissingError
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -139,8 +140,14 @@ class Filter(Section, frozen=True):
     """Kept rows of one template; 0 sets no cap."""
     cap_key: Literal["prefix", "template"] = "prefix"
     """What one template is: the first four words of the instruction, or the explicit template id."""
+    cap_share: Share = 0.0
+    """Largest share of the rows kept so far that one template may have, from the hundredth kept row on; 0 sets none."""
     dedup_on: tuple[Literal["instruction", "input", "output"], ...] = ("instruction", "output")
     """Fields, stripped, whose equality makes a duplicate."""
+    dedup_ignore: tuple[Literal["case", "space", "form"], ...] = ()
+    """Differences that do not count: case, the kind and amount of white space, Unicode form (NFKC)."""
+    rules: tuple[rule_settings.Rule, ...] = ()
+    """Further rules, in order (engine/rule_settings.py): `[[filter.rules]]` with `use = "repetition"`, for example."""
     early: bool = True
     """Skip, hold back and abort what is bound to be rejected; the kept rows are the same either way."""
 
@@ -198,6 +205,10 @@ class Train(Section, frozen=True):
     GPU and float32 on a CPU."""
     checkpoint_steps: Count = 200
     """A killed run goes on from the last checkpoint, one every so many steps; 0 writes none."""
+    patience: Count = 0
+    """Evaluate at each checkpoint, stop after so many without a better loss, keep the best; 0 trains to the end."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Also log there, where the library is installed; metrics.jsonl is written always."""
     seed: int = 42
 
 

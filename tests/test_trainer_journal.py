@@ -41,6 +41,17 @@ def test_the_evaluation_loss_weighs_parts_by_rows(tmp_path: Path) -> None:
     assert journal.eval_loss == 1.5
 
 
+def test_evaluations_without_a_better_loss_are_counted(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl", parts={"a": 1})
+    journal.begin(None)
+    stale = []
+    for loss in (3.0, 2.0, 2.5, 2.0, 1.0):
+        journal.log(1, 10, 0.1, {"eval_a_loss": loss})
+        stale.append(journal.stale)
+    assert stale == [0, 0, 1, 2, 0]
+    assert journal.best_loss == 1.0
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, loss: float) -> None:
     journal = Journal(tmp_path / "metrics.jsonl", parts={})

@@ -14,8 +14,10 @@ from students import make_config, make_rows, tiny_student, write_run
 
 import potstill
 from engine.errors import ConfigError, MissingError, TrainError
+from engine.shards import read_manifest
 from trainer.done import read_done
 from trainer.journal import Line, read_lines, step_of
+from trainer.prepare import prepare
 from trainer.train import check, train
 
 pytestmark = pytest.mark.model
@@ -196,6 +198,33 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path: Path, stud
     done = train(make_config(student, max_steps=2), run, run)
     assert done.steps == 2
     assert [line.step for line in read_lines(run / "train" / "metrics.jsonl") if line.loss] == [1, 2]
+
+
+def test_patience_keeps_the_best_student(tmp_path: Path, student: Path) -> None:
+    """With far too long a training, the student is the one of the lowest evaluation loss, not the last."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trainer.loop import answer_loss
+
+    run = write_run(tmp_path, [row for row in make_rows(60) if row.template == "json"])
+    keys: dict[str, Any] = {"batch_size": 16, "gradient_accumulation": 1, "val_fraction": 0.3, "learning_rate": 3e-2}
+    config = make_config(student, epochs=200, checkpoint_steps=4, patience=2, **keys)
+    done = train(config, run, run)
+    measured = [line.eval_loss for line in read_lines(run / "train/metrics.jsonl") if line.eval_loss is not None]
+    assert done.steps < 200
+    assert done.eval_loss == min(measured) == measured[-3] < measured[-1]
+    held_out = prepare(config, run, read_manifest(run)).validation
+    model = AutoModelForCausalLM.from_pretrained(run / "student")
+    width = max(row.tokens for row in held_out)
+    ids, labels = (torch.full((len(held_out), width), fill) for fill in (0, -100))
+    for place, row in enumerate(held_out):
+        ids[place, : row.tokens] = torch.tensor(row.input_ids)
+        labels[place, row.prompt_tokens : row.tokens] = ids[place, row.prompt_tokens : row.tokens]
+    with torch.no_grad():
+        loss = answer_loss(model, {"input_ids": ids, "labels": labels}, None).item()
+    assert len(held_out) <= 16
+    assert loss == pytest.approx(done.eval_loss, rel=1e-4)
 
 
 def test_packing_trains_the_same_tokens(tmp_path: Path, student: Path) -> None:

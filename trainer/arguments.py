@@ -74,7 +74,7 @@ def training_arguments(
         **_data(train, steps),
         **_optimisation(train, steps),
         **_machine(train, plan, gradient_checkpointing=gradient_checkpointing),
-        **_records(steps, evaluate=load.validation_rows > 0),
+        **_records(train, steps, evaluate=load.validation_rows > 0),
     }
 
 
@@ -84,8 +84,8 @@ def _data(train: Train, steps: Steps) -> dict[str, Any]:
         "packing": train.packing,
         "packing_strategy": "bfd",
         "eval_packing": False,
-        # Unset, Unsloth switches it on where packing is off.
-        "padding_free": False,
+        # Packed rows always are; unset, Unsloth switches it on for unpacked ones too.
+        "padding_free": train.packing,
         "pad_to_multiple_of": None,
         "completion_only_loss": True,
         "assistant_only_loss": False,
@@ -128,8 +128,9 @@ def _machine(train: Train, plan: Plan, *, gradient_checkpointing: bool) -> dict[
         "use_cpu": plan.device == "cpu",
         "bf16": plan.dtype == "bfloat16",
         "fp16": plan.dtype == "float16",
-        "bf16_full_eval": False,
-        "fp16_full_eval": False,
+        # Only for an evaluation outside of training, of which there is none; so that Unsloth need not change it.
+        "bf16_full_eval": plan.dtype == "bfloat16",
+        "fp16_full_eval": plan.dtype == "float16",
         "gradient_checkpointing": gradient_checkpointing,
         # Unsloth can do only the reentrant kind.
         "gradient_checkpointing_kwargs": {"use_reentrant": True} if gradient_checkpointing else None,
@@ -140,18 +141,21 @@ def _machine(train: Train, plan: Plan, *, gradient_checkpointing: bool) -> dict[
         "eval_accumulation_steps": train.gradient_accumulation,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": plan.device == "cuda",
-        "dataset_num_proc": None,
     }
 
 
-def _records(steps: Steps, *, evaluate: bool) -> dict[str, Any]:
+def _records(train: Train, steps: Steps, *, evaluate: bool) -> dict[str, Any]:
+    keep_best = evaluate and train.patience > 0
     return {
-        "eval_strategy": "epoch" if evaluate else "no",
+        "eval_strategy": ("steps" if keep_best else "epoch") if evaluate else "no",
+        "eval_steps": steps.checkpoint if keep_best else None,
         "prediction_loss_only": True,
+        "load_best_model_at_end": keep_best,
+        "metric_for_best_model": "eval_loss" if keep_best else None,
+        "greater_is_better": False if keep_best else None,
         "save_strategy": "steps" if steps.checkpoint else "no",
         "save_steps": steps.checkpoint or steps.total,
         "save_total_limit": 1,
-        "load_best_model_at_end": False,
         "logging_strategy": "steps",
         "logging_steps": steps.log,
         "logging_first_step": False,
@@ -159,7 +163,7 @@ def _records(steps: Steps, *, evaluate: bool) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "no",
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": list(train.report_to) or "none",
     }
 
 

@@ -22,8 +22,6 @@ DONE = "done.json"
 CHECKPOINTS = "checkpoints"
 FINGERPRINT = "fingerprint"
 """File beside the checkpoints: what they belong to."""
-WITHOUT_EFFECT = ("checkpoint_steps",)
-"""Keys of [train] that change no weight."""
 
 
 class Done(msgspec.Struct, kw_only=True):
@@ -48,8 +46,9 @@ class Done(msgspec.Struct, kw_only=True):
     real_tokens: int
     padded_tokens: int
     train_loss: float | None
-    """Mean over the steps since the last point of the curve but one."""
+    """The last point of the curve."""
     eval_loss: float | None
+    """Of the student that was kept, over the held-out rows."""
     seconds: float
     fingerprint: str
     versions: dict[str, str]
@@ -58,8 +57,9 @@ class Done(msgspec.Struct, kw_only=True):
 def fingerprint(config: Config, manifest: Manifest) -> str:
     """Return a hash of all that decides the student: settings, template, and the checksums of the kept rows."""
     train = msgspec.to_builtins(config.train)
-    for key in WITHOUT_EFFECT:
-        del train[key]
+    del train["report_to"]
+    if not config.train.patience:
+        del train["checkpoint_steps"]
     settings = {
         "student": msgspec.to_builtins(config.student),
         "train": train,

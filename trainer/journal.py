@@ -60,6 +60,9 @@ class Journal:
         self.counts = Counts()
         self.loss: float | None = None
         self.eval_loss: float | None = None
+        self.best_loss = math.inf
+        self.stale = 0
+        """Evaluations since the best one."""
         self._parts = parts
         self._measured: dict[str, float] = {}
         self._before = Counts()
@@ -120,11 +123,16 @@ class Journal:
 
     def _log_eval(self, step: int, epoch: float) -> None:
         rows = sum(self._parts.values())
-        self.eval_loss = sum(self._measured[part] * count for part, count in self._parts.items()) / rows
+        self._take_eval(sum(self._measured[part] * count for part, count in self._parts.items()) / rows)
         self._write(Line(step, epoch, eval_loss=self.eval_loss, eval_loss_by_template=self._measured))
         self._measured = {}
         # Evaluation takes time of its own, which is not the training steps'.
         self._before = msgspec.structs.replace(self.counts)
+
+    def _take_eval(self, loss: float) -> None:
+        self.eval_loss = loss
+        self.stale = 0 if loss < self.best_loss else self.stale + 1
+        self.best_loss = min(loss, self.best_loss)
 
     def _number(self, loss: float, step: int) -> float:
         if not math.isfinite(loss):
@@ -145,7 +153,8 @@ class Journal:
     def _recall(self, lines: Sequence[Line]) -> None:
         for line in lines:
             self.loss = line.loss if line.loss is not None else self.loss
-            self.eval_loss = line.eval_loss if line.eval_loss is not None else self.eval_loss
+            if line.eval_loss is not None:
+                self._take_eval(line.eval_loss)
 
     def _show(self, step: int, steps: int) -> None:
         live = sys.stderr.isatty()

@@ -23,8 +23,11 @@ def build(
     train: Sequence[Rendered],
     validation: dict[str, list[Rendered]],
     journal: Journal,
+    patience: int = 0,
 ) -> Any:
     """Return a trainer; `validation` maps the journal's parts to their rows.
+
+    With patience, it stops after so many evaluations without a better loss.
 
     Raises: TrainError where the library dropped, cut or masked rows.
     """
@@ -38,7 +41,7 @@ def build(
         eval_dataset={name: _dataset(sorted(rows, key=lambda row: row.tokens)) for name, rows in validation.items()}
         or None,
         processing_class=tokenizer,
-        callbacks=[_callback(journal)],
+        callbacks=[_callback(journal, patience if validation else 0)],
     )
     trainer.journal = journal
     trainer.lengths = None if arguments["packing"] else [row.tokens for row in train]
@@ -96,6 +99,13 @@ def _trainer_class() -> type[Any]:
                 _count(batch, self.journal)
             return batches, items
 
+        def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+            metrics = super().evaluate(eval_dataset, *args, **kwargs)
+            if eval_dataset is None:
+                # Of all parts together, which the library measures one by one.
+                metrics["eval_loss"] = self.journal.eval_loss
+            return metrics
+
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -129,14 +139,22 @@ def _count(batch: Any, journal: Journal) -> None:
     journal.count(trained=trained, real=ids.numel() if mask is None else int(mask.sum()), padded=ids.numel())
 
 
-def _callback(journal: Journal) -> Any:
+def _callback(journal: Journal, patience: int) -> Any:
     from transformers import TrainerCallback
 
     class JournalCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        """Hands the journal what happens."""
+        """Hands the journal what happens, and stops when patience is over."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step >= state.max_steps:
+                # The last step is one more candidate for the best; else its checkpoint is of no use.
+                control.should_evaluate = control.should_evaluate or patience > 0
+                control.should_save = patience > 0
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             journal.log(state.global_step, state.max_steps, state.epoch or 0.0, logs or {})
+            if 0 < patience <= journal.stale:
+                control.should_training_stop = True
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             journal.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")

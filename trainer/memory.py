@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Train
+from engine.errors import TrainError
 from trainer.libraries import load_failure
 from trainer.plan import Dtype
 
@@ -43,10 +44,10 @@ class Need(msgspec.Struct, frozen=True):
         return self.weights_bytes + self.checkpointed_bytes
 
 
-def estimate(model: str, train: Train, *, tuning: str, dtype: Dtype, tokens: int) -> Need:
-    """Estimate for a step on so many tokens (padding included) at once."""
-    skeleton = _skeleton(model)
-    config = skeleton.config.get_text_config()
+def estimate(config: Any, train: Train, *, tuning: str, dtype: Dtype, tokens: int) -> Need:
+    """Estimate from a model's configuration, for a step on so many tokens (padding included) at once."""
+    skeleton = _skeleton(config)
+    config = config.get_text_config()
     wide = 4 if dtype == "float32" else 2
     parameters = skeleton.num_parameters()
     embedding = skeleton.get_input_embeddings().weight.numel()
@@ -65,13 +66,36 @@ def estimate(model: str, train: Train, *, tuning: str, dtype: Dtype, tokens: int
     )
 
 
-def _skeleton(model: str) -> Any:
+def check_card(need: Need, memory_bytes: int) -> None:
+    """Compare what is needed at the very least with one card's memory (0 for no card).
+
+    Raises: TrainError where it cannot fit.
+    """
+    if memory_bytes and need.least_bytes > memory_bytes:
+        raise TrainError(
+            f"training takes about {need.least_bytes / 2**30:.1f} GiB and the GPU has {memory_bytes / 2**30:.1f}; "
+            "set train.tuning = qlora, lower train.batch_size or train.max_length, or take a smaller student"
+        )
+
+
+def read_config(model: str) -> Any:
+    """Read a model's configuration.
+
+    Raises: MissingError where it does not load.
+    """
+    from transformers import AutoConfig
+
+    with load_failure("student.model", model):
+        return AutoConfig.from_pretrained(model)
+
+
+def _skeleton(config: Any) -> Any:
     """Build a model without memory for its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with load_failure("student.model", model), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _adapter_parameters(skeleton: Any, train: Train) -> int:

@@ -57,6 +57,11 @@ def make_plan(train: Train, machine: Machine) -> Plan:
 
     Raises: MissingError where Unsloth is asked for and not there, ConfigError where the chip lacks the number format.
     """
+    for name in train.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise MissingError(f"train.report_to: {name} is not installed; pip install {name}, or take it out")
+    if train.patience and not train.checkpoint_steps:
+        raise ConfigError("train.patience keeps the best checkpoint; set train.checkpoint_steps above 0")
     tuning = train.tuning
     if tuning == "qlora" and (machine.device == "cpu" or not machine.bitsandbytes):
         missing = "no GPU" if machine.device == "cpu" else "no bitsandbytes"

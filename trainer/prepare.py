@@ -18,6 +18,7 @@ from engine.shards import Manifest
 from trainer import preflight
 from trainer.arguments import Load, plan_steps
 from trainer.examples import read_examples, split
+from trainer.libraries import load_failure
 from trainer.render import Chat, Rendered, load_chat, render
 
 PARTS = 16
@@ -85,8 +86,27 @@ def summarise(config: Config, prepared: Prepared) -> dict[str, Any]:
         },
         "chat_template": hash_id(prepared.chat.tokenizer.chat_template),
         "stop_ids": sorted(prepared.chat.stop_ids),
+        "like_teacher": _like_teacher(config, prepared.chat),
         "first": {
             "prompt": decode(list(first.input_ids[: first.prompt_tokens])),
             "trained": decode(list(first.input_ids[first.prompt_tokens :])),
         },
+    }
+
+
+def _like_teacher(config: Config, chat: Chat) -> dict[str, bool] | None:
+    """Say whether student and teacher share vocabulary and template; None where the teacher is not at hand.
+
+    Text suits any student; a teacher's token probabilities would suit only one of the same vocabulary.
+    """
+    if config.teacher.backend != "vllm" or not config.teacher.model:
+        return None
+    from transformers import AutoTokenizer
+
+    model = resolve_model(config.teacher.model, key="teacher.model")
+    with load_failure("teacher.model", model):
+        teacher = AutoTokenizer.from_pretrained(model)
+    return {
+        "vocabulary": teacher.get_vocab() == chat.tokenizer.get_vocab(),
+        "template": teacher.chat_template == chat.tokenizer.chat_template,
     }

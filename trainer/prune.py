@@ -83,17 +83,21 @@ def _layers(model: Any, name: str) -> Any:
     return layers
 
 
-def _cut(model: Any, kept: Sequence[int]) -> None:
-    """Keep some layers of a model in place, and make its configuration say so, per-layer lists included."""
-    from torch.nn import ModuleList
-
-    total = len(model.model.layers)
-    model.model.layers = ModuleList(model.model.layers[index] for index in kept)
-    for key, value in model.config.to_dict().items():
+def cut_config(config: Any, kept: Sequence[int]) -> None:
+    """Make a configuration say that only these layers are kept, in its per-layer lists too."""
+    total = config.num_hidden_layers
+    for key, value in config.to_dict().items():
         per_layer = isinstance(value, list | tuple) and len(value) == total and ("layer" in key or "block" in key)
         if per_layer:
-            setattr(model.config, key, [value[index] for index in kept])
-    model.config.num_hidden_layers = len(kept)
+            setattr(config, key, [value[index] for index in kept])
+    config.num_hidden_layers = len(kept)
+
+
+def _cut(model: Any, kept: Sequence[int]) -> None:
+    from torch.nn import ModuleList
+
+    model.model.layers = ModuleList(model.model.layers[index] for index in kept)
+    cut_config(model.config, kept)
 
 
 def _check_loads(model: Any, name: str) -> None:

@@ -6,6 +6,7 @@ did not see, that a student appears whole or not at all, and that the same comma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,15 @@ from engine.models import resolve_model
 from engine.progress import note
 from engine.shards import read_manifest
 from trainer import done, loop, trl_backend, unsloth_backend
-from trainer.arguments import changed, training_arguments
+from trainer.arguments import changed, plan_steps, training_arguments
 from trainer.done import Done
 from trainer.folders import write_folder
 from trainer.journal import Journal, step_of
 from trainer.libraries import quiet, versions
-from trainer.memory import ROOMY, Need, estimate
-from trainer.plan import Plan, look, make_plan
+from trainer.memory import ROOMY, Need, check_card, estimate, read_config
+from trainer.plan import Dtype, Plan, look, make_plan
 from trainer.prepare import Prepared, prepare, summarise
-from trainer.prune import prune
+from trainer.prune import choose_layers, cut_config, prune
 
 UNTRAINED = "untrained"
 STUDENT = "student"
@@ -64,19 +65,33 @@ def train(config: Config, run: Path, out: Path) -> Done:
         prepared = prepare(config, run, manifest)
         checkpoint = done.begin(out, wanted, config)
         start = _start_model(config, out)
-        tokens = config.train.batch_size * prepared.load.longest
-        need = estimate(start, config.train, tuning=plan.tuning, dtype=plan.dtype, tokens=tokens)
+        need = _need(config, prepared, read_config(start), tuning=plan.tuning, dtype=plan.dtype)
+        check_card(need, plan.memory_bytes)
         return _fit(Job(config, plan, prepared, out, wanted, start, need), checkpoint)
 
 
 def check(config: Config, run: Path) -> dict[str, Any]:
     """Do all that needs no GPU and trains nothing; return what was seen.
 
+    The memory is the one that the settings ask for, also where this machine could not honour them.
     Raises: as `train` does.
     """
     with quiet():
         manifest = read_manifest(run)
-        return summarise(config, prepare(config, run, manifest))
+        prepared = prepare(config, run, manifest)
+        start = read_config(resolve_model(config.student.model, key="student.model"))
+        if config.student.init == "prune":
+            cut_config(start, choose_layers(start.num_hidden_layers, config.student.layers))
+        dtype: Dtype = "bfloat16" if config.train.dtype == "auto" else config.train.dtype
+        need = _need(config, prepared, start, tuning=config.train.tuning, dtype=dtype)
+        check_card(need, look().memory_bytes)
+        return {**summarise(config, prepared), "memory": msgspec.to_builtins(need)}
+
+
+def _need(config: Config, prepared: Prepared, start: Any, *, tuning: str, dtype: Dtype) -> Need:
+    steps = plan_steps(config.train, prepared.load)
+    longest = steps.max_length if config.train.packing else prepared.load.longest
+    return estimate(start, config.train, tuning=tuning, dtype=dtype, tokens=steps.batch_size * longest)
 
 
 def _start_model(config: Config, out: Path) -> str:
@@ -104,16 +119,19 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
         folder=job.out / done.FOLDER / done.CHECKPOINTS,
         gradient_checkpointing=job.plan.device == "cuda" and job.need.total_bytes > ROOMY * job.plan.memory_bytes,
     )
+    # Beside metrics.jsonl; left alone, TensorBoard writes among the checkpoints, which are deleted.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.out / done.FOLDER / "logs"))
     journal = Journal(job.out / done.FOLDER / "metrics.jsonl", parts={name: len(rows) for name, rows in parts.items()})
     with _full_memory(job):
         model = _load(job, arguments)
-        trainer = loop.build(model, job.prepared.chat.tokenizer, arguments, job.prepared.train, parts, journal)
+        tokenizer, rows = job.prepared.chat.tokenizer, job.prepared.train
+        trainer = loop.build(model, tokenizer, arguments, rows, parts, journal, settings.patience)
         _report(job, arguments, trainer, checkpoint)
         journal.begin(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         journal.close()
     with write_folder(job.out / STUDENT) as folder:
-        loop.save(trainer, folder, job.start, job.prepared.chat.tokenizer)
+        loop.save(trainer, folder, job.start, tokenizer)
     finished = _finished(job, trainer, journal)
     done.write_done(job.out, finished)
     return finished
@@ -172,7 +190,7 @@ def _finished(job: Job, trainer: Any, journal: Journal) -> Done:
         real_tokens=counts.real_tokens,
         padded_tokens=counts.padded_tokens,
         train_loss=journal.loss,
-        eval_loss=journal.eval_loss,
+        eval_loss=journal.best_loss if trainer.args.load_best_model_at_end else journal.eval_loss,
         seconds=round(counts.seconds, 2),
         fingerprint=job.fingerprint,
         versions=versions(),

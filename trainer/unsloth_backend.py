@@ -6,20 +6,28 @@ Unsloth patches transformers, PEFT and TRL when it is imported, so `patch` comes
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 from engine.config import Train
+from engine.models import cache_folder
 from trainer.libraries import load_failure
 from trainer.plan import Plan
 
 
 def patch() -> None:
-    """Import Unsloth, which patches the other libraries; without it reporting the machine to its makers."""
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    import unsloth  # noqa: F401
+    """Import Unsloth, which patches the other libraries.
 
-    # isort: split
-    import trl  # noqa: F401
+    Left alone, it reports the machine to its makers and writes generated code into the current folder.
+    """
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled_cache"))
+    with redirect_stdout(sys.stderr):
+        import unsloth  # noqa: F401
+
+        # isort: split
+        import trl  # noqa: F401
 
 
 def load(model: str, train: Train, plan: Plan, arguments: dict[str, Any]) -> Any:
