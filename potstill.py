@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("engine.cli", "ask the teacher, filter its answers as they arrive, write sharded JSONL"),
     "filter": ("engine.cli", "filter rows that exist already"),
     "verify": ("engine.cli", "check a run: checksums, counts, and that the kept rows obey its filter"),
+    "export": ("engine.cli", "write the kept rows, with configurations, in the forms that other trainers read"),
     "train": ("trainer.cli", "fine-tune the student on the kept rows of a run"),
     "eval": ("evals.cli", "ask teacher, student and untrained student the same held-out items"),
     "report": ("evals.cli", "write report.html for a run"),

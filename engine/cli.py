@@ -1,4 +1,4 @@
-"""The engine's commands: generate, filter, verify."""
+"""The engine's commands: generate, filter, verify, export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from engine.command import Command, config_arguments
+from engine.command import Command, config_arguments, set_argument
 from engine.config import load
 
 
@@ -47,8 +47,39 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
     return verify(args.run)
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from engine.exports import names
+
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, of generate or of filter")
+    parser.add_argument("--to", required=True, metavar="FORMATS", help=f"some of {','.join(names())}")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder to write; default: RUN/export/NAME")
+    parser.add_argument("--name", metavar="NAME", help="what it is called; default: the run's name")
+    parser.add_argument("--include-truncated", action="store_true", help="also rows that the token limit cut off")
+    parser.add_argument(
+        "--val-fraction", type=float, metavar="SHARE", help="share held out; default: the run's train.val_fraction"
+    )
+    parser.add_argument("--push-to", metavar="OWNER/NAME", help="send it to this repository on the Hugging Face hub")
+    set_argument(parser)
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from engine.export import Request, export
+
+    request = Request(
+        to=[name.strip() for name in args.to.split(",") if name.strip()],
+        out=args.out,
+        name=args.name,
+        val_fraction=args.val_fraction,
+        include_truncated=args.include_truncated,
+        push_to=args.push_to,
+        overrides=args.overrides,
+    )
+    return export(args.run, request)
+
+
 COMMANDS = {
     "generate": Command(_generate_arguments, _generate),
     "filter": Command(_filter_arguments, _filter),
     "verify": Command(_verify_arguments, _verify),
+    "export": Command(_export_arguments, _export),
 }
