@@ -27,7 +27,7 @@ from engine.config import Config
 from engine.errors import DataError, MissingError, UsageError
 from engine.exports import exporters
 from engine.facts import chat_template, facts_of, is_local, public, teacher_score, tokenizer_sha256
-from engine.new_folder import File, checksums, new_folder, write_file
+from engine.new_folder import File, checksum, checksums, new_folder, write_file
 from engine.progress import note
 from engine.run import versions
 from engine.samples import Samples
@@ -84,7 +84,7 @@ def export(run: Path, request: Request) -> dict[str, Any]:
             score=teacher_score(run),
         )
         write_file(folder / CARD, card.text().encode("utf-8", "replace"))
-        files = checksums(folder, counts)
+        files = [*card.files, checksum(folder, folder / CARD)]
         write_file(folder / MANIFEST, _manifest(card, files))
     size = sum(file.bytes for file in files)
     summary = {"export": str(out), "rows": rows, "refused": samples.refused, "files": len(files) + 1, "bytes": size}

@@ -66,10 +66,11 @@ def write_file(path: Path, data: bytes) -> None:
 def checksums(folder: Path, rows: Mapping[Path, int]) -> list[File]:
     """Return every file with its checksums, and its rows where they are given; each is made durable on the way."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
-    return [_checked(folder, path, rows.get(path)) for path in paths]
+    return [checksum(folder, path, rows.get(path)) for path in paths]
 
 
-def _checked(folder: Path, path: Path, rows: int | None) -> File:
+def checksum(folder: Path, path: Path, rows: int | None = None) -> File:
+    """Return one file of a folder with its checksums, and make it durable."""
     sha256, xxh3, size = hashlib.sha256(), xxhash.xxh3_128(), 0
     with disk(path), path.open("rb", buffering=0) as file:
         while chunk := file.read(1 << 20):
