@@ -165,18 +165,26 @@ class EchoBackend:
 def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None) -> Backend:
     """Return the backend that `teacher.backend` names; the library it needs is imported here and not before.
 
+    vLLM gets a process of its own even alone: it changes torch, stdout and signals in the process that it runs in, and
+    only a process gives back all of its memory. So `watch` must be picklable.
+
     Raises: MissingError where its library or model is not there.
     """
-    if teacher.replicas > 1 and teacher.backend != "openai":
-        from engine.replicas import ReplicaBackend
-
-        return ReplicaBackend(teacher, sampling, watch=watch)
-    if teacher.backend == "echo":
-        return EchoBackend(teacher.echo, sampling, watch=watch)
     if teacher.backend == "openai":
         from engine.openai_backend import OpenAIBackend
 
         return OpenAIBackend(teacher, sampling, watch=watch)
+    if teacher.backend == "vllm" or teacher.replicas > 1:
+        from engine.replicas import ReplicaBackend
+
+        return ReplicaBackend(teacher, sampling, watch=watch)
+    return backend_here(teacher, sampling, watch=watch)
+
+
+def backend_here(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None) -> Backend:
+    """Return the backend of one local teacher, in this process: what a replica runs."""
+    if teacher.backend == "echo":
+        return EchoBackend(teacher.echo, sampling, watch=watch)
     from engine.vllm_backend import VllmBackend
 
     return VllmBackend(teacher, sampling, watch=watch)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CAUSE = re.compile(r"\b(\w*(?:Error|Exception): \S.*)")
+_PYDANTIC = re.compile(r"^\d+ validation errors? for \w+\s+(?:Value error, )?(.*?) \[type=", re.DOTALL)
 _POINTER = "See root cause above"
 """What vLLM's client says of an engine process that did not start: true, and no help."""
 CAUSE_CHARS = 400
@@ -51,11 +52,10 @@ class EngineLog:
             sys.stderr.write(trace)
         else:
             os.write(self._descriptor, trace.encode("utf-8", "replace"))
-        text = f"{type(error).__name__}: {error}"
+        text = first_sentence(error)
         if _POINTER in text:
             text = self._cause() or text
-        first = text.partition("\n")[0][:CAUSE_CHARS].rstrip(". ")
-        return f"{first}; vLLM's log is {'above' if self.shown else f'in {self._path}'}"
+        return f"{text}; vLLM's log is {'above' if self.shown else f'in {self._path}'}"
 
     def _cause(self) -> str:
         """Return the last error in the log that says something."""
@@ -70,6 +70,14 @@ class EngineLog:
         os.close(self._descriptor)
         if self.shown or not self._keep:
             self._path.unlink()
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return what an error says, on one line; of pydantic's errors, what they say and not where they come from."""
+    text = str(error)
+    refused = _PYDANTIC.search(text)
+    line = refused.group(1) if refused else f"{type(error).__name__}: {text}".partition("\n")[0]
+    return " ".join(line.split())[:CAUSE_CHARS].rstrip(". ")
 
 
 def _point(stdout: int, stderr: int) -> None:

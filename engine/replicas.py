@@ -8,11 +8,17 @@ when this process does, however that ends, and that a worker's death is an Engin
 from __future__ import annotations
 
 import asyncio
+import atexit
+import gc
 import multiprocessing
 import os
+import signal
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -20,7 +26,7 @@ from typing import Self
 
 import msgspec
 
-from engine.backend import Backend, Watch, make_backend
+from engine.backend import Backend, Watch, backend_here
 from engine.config import Sampling, Teacher
 from engine.errors import EngineError, MissingError, PotstillError
 from engine.rows import Completion, Prompt
@@ -216,16 +222,28 @@ class _Replica:
         self._reader.start()
 
     def stop(self) -> None:
-        """End the worker: closing the pipe is the signal; a worker that does not heed it is killed."""
+        """End the worker: closing the pipe is the signal; a worker that does not heed it is killed.
+
+        One that is still starting does not look at the pipe, and has nothing to finish.
+        """
         self._shut_pipe()
-        self._process.join(STOP_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        if self.capacity:
+            self._process.join(STOP_S)
+        if self._process.exitcode != 0:
+            self._kill()
         if self._reader is not None:
             self._reader.join()
         self._pipe.close()
         self._process.close()
+
+    def _kill(self) -> None:
+        """Kill the worker and the processes that it started: vLLM's outlive it, and would keep the card."""
+        pid = self._process.pid
+        self._process.kill()
+        self._process.join()
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
     def _shut_pipe(self) -> None:
         """Shut the socket down rather than close it: that also wakes the thread that reads from it."""
@@ -239,8 +257,7 @@ class _Replica:
 
 
 def _error(number: int, message: Died) -> PotstillError:
-    text = f"replica {number}: {message.message}"
-    return MissingError(text) if message.usage else EngineError(text)
+    return MissingError(message.message) if message.usage else EngineError(f"replica {number}: {message.message}")
 
 
 def _share(teacher: Teacher) -> Teacher:
@@ -275,31 +292,50 @@ def _work(
     pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None, environment: dict[str, str]
 ) -> None:
     """Run a worker process: a teacher behind a pipe. Ctrl-C is the parent's business."""
-    import signal
-
+    # A session of its own: a Ctrl-C would otherwise end vLLM's processes below this one, which still finish rows.
+    os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # stdout is the parent's, for results
     os.environ.update(environment)
+    code = asyncio.run(_serve(pipe, teacher, sampling, watch))
+    atexit.register(os._exit, code)  # everything is closed by now, and taking vLLM's modules apart lasts seconds
+    sys.exit(code)
+
+
+async def _serve(pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None) -> int:
+    """Run a teacher until the pipe closes or it dies, and return the exit code."""
     try:
-        asyncio.run(_serve(pipe, teacher, sampling, watch))
-    except PotstillError as error:
-        _say(pipe, Died(str(error), usage=error.exit_code == 2))
+        async with backend_here(teacher, sampling, watch=watch) as backend:
+            _say(pipe, Ready(backend.capacity, backend.describe()))
+            await _relay(pipe, backend)
+            gc.freeze()  # this process ends: garbage need not be looked for any more
     except Exception as error:
+        _die(pipe, error)
+        return 1
+    return 0
+
+
+async def _relay(pipe: Connection, backend: Backend) -> None:
+    """Pass orders in and answers out until the pipe closes."""
+    answering = asyncio.create_task(_answer(pipe, backend))
+    orders = asyncio.create_task(_obey(pipe, backend))
+    done, pending = await asyncio.wait({answering, orders}, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.wait(pending)
+    for task in done:
+        if error := task.exception():
+            # Said before anything is closed: a dead teacher may be slow to close, and the parent waits.
+            _die(pipe, error)
+            raise error
+
+
+def _die(pipe: Connection, error: BaseException) -> None:
+    if isinstance(error, PotstillError):
+        _say(pipe, Died(str(error), usage=error.exit_code == 2))
+    else:
+        traceback.print_exception(error)
         _say(pipe, Died(f"{type(error).__name__}: {error}"))
-        raise
-
-
-async def _serve(pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None) -> None:
-    backend: Backend
-    async with make_backend(teacher, sampling, watch=watch) as backend:
-        _say(pipe, Ready(backend.capacity, backend.describe()))
-        answering = asyncio.create_task(_answer(pipe, backend))
-        orders = asyncio.create_task(_obey(pipe, backend))
-        done, pending = await asyncio.wait({answering, orders}, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending)
-        for task in done:
-            task.result()
 
 
 async def _obey(pipe: Connection, backend: Backend) -> None:

@@ -31,6 +31,10 @@ STOP_S = 15.0
 """Longest wait for the step that is running and for vLLM's own processes to end."""
 
 
+DEAD_STOP_S = 2.0
+"""The same after the engine has failed."""
+
+
 class VllmBackend:
     """One vLLM engine. Not thread-safe: use it from the event loop that entered it."""
 
@@ -83,8 +87,9 @@ class VllmBackend:
         await self._stop()
 
     async def _stop(self) -> None:
+        """End the thread; one whose engine process was killed waits for ever, and is left behind as it is."""
         self._thread.close()
-        await asyncio.to_thread(self._thread.join, STOP_S)
+        await asyncio.to_thread(self._thread.join, STOP_S if self._error is None else DEAD_STOP_S)
 
     def describe(self) -> dict[str, str]:
         """Name the model, its hash and the library versions; complete once the engine has started."""

@@ -21,6 +21,7 @@ import msgspec
 import xxhash
 
 from engine.config import Teacher
+from engine.engine_log import first_sentence
 from engine.errors import ConfigError, MissingError
 from engine.model_hash import hub_folder, model_hash
 from engine.render import Renderer, chat_template
@@ -53,8 +54,8 @@ class Engine(msgspec.Struct, frozen=True):
 def start_engine(teacher: Teacher, model: str, *, watched: bool, quiet: bool) -> Engine:
     """Start vLLM in this thread.
 
-    Raises: MissingError where there is no GPU for a CUDA build, or no chat template; ConfigError where vLLM does not
-    know a key of `teacher.engine_args`; whatever vLLM raises where it does not start.
+    Raises: MissingError where there is no GPU for a CUDA build, or no chat template; ConfigError where vLLM refuses a
+    setting or does not know a key of `teacher.engine_args`; whatever vLLM raises where it does not start.
     """
     prepare_environment()
     before = multiprocessing.active_children()
@@ -90,6 +91,7 @@ def _collector_out_of_the_way() -> Iterator[None]:
 
 
 def _start(teacher: Teacher, model: str, *, watched: bool) -> Any:
+    from pydantic import ValidationError
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -103,6 +105,8 @@ def _start(teacher: Teacher, model: str, *, watched: bool) -> Any:
     arguments = engine_arguments(teacher, model, watched=watched, cpu=current_platform.is_cpu())
     try:
         return LLM(**arguments)
+    except ValidationError as error:
+        raise ConfigError(f"teacher: vLLM refuses these settings: {first_sentence(error)}") from error
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
@@ -130,7 +134,7 @@ def _facts(llm: Any, teacher: Teacher, model: str) -> dict[str, str]:
     config = llm.llm_engine.vllm_config
     facts = {
         "vllm": vllm.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "device": current_platform.get_device_name(),
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
