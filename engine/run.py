@@ -143,12 +143,20 @@ def _new(folder: Path, settings: Config, source: Source) -> Manifest:
 
 def _resumed(folder: Path, settings: Config, source: Source) -> Manifest:
     manifest = read_manifest(folder)
-    now = msgspec.json.decode(msgspec.json.encode(fingerprint(settings, source)))
-    for key, before, after in configuration.changed_keys(manifest.fingerprint, now):
+    now = _plain(fingerprint(settings, source))
+    # A setting that came with a later version had its default's effect before.
+    before_it = {key: value for key, value in _plain(configuration.flatten(Config())).items() if key in now}
+    for key, before, after in configuration.changed_keys(before_it | manifest.fingerprint, now):
         raise ConfigError(
             f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
         )
     return manifest
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they come back from JSON, so that they compare with those of a manifest."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values))
+    return found
 
 
 @contextmanager

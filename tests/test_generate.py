@@ -16,7 +16,7 @@ import pytest
 from engine import config
 from engine.errors import ConfigError, DataError, DiskError, EngineError, MissingError, PotstillError, UsageError
 from engine.generate import generate
-from engine.shards import read_lines, read_manifest
+from engine.shards import read_lines, read_manifest, write_manifest
 from engine.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +169,19 @@ def test_a_changed_setting_is_refused_by_name(whole: Path) -> None:
         generate(settings("filter.max_chars=700"), whole)
     with pytest.raises(ConfigError, match=r"prompts\.content"):
         generate(settings(f"prompts.templates={ROOT / 'data' / 'templates' / 'three-tasks.toml'}"), whole)
+
+
+def test_a_setting_that_came_later_does_not_stop_an_older_run(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in whole.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    manifest = read_manifest(folder)
+    del manifest.fingerprint["filter.phrase_match"]
+    write_manifest(folder, manifest)
+    assert generate(settings(), folder)["asked"] == 3000
+    with pytest.raises(ConfigError, match=r"filter\.phrase_match = 'substring', not 'robust'"):
+        generate(settings("filter.phrase_match=robust"), folder)
 
 
 def test_resume_never_and_always(whole: Path, tmp_path: Path) -> None:
