@@ -35,6 +35,7 @@ class Text(msgspec.Struct, gc=False):
     template: str | None = ""
     finish_reason: str | None = ""
     rule: str | None = ""
+    id: Any = ""
 
 
 MARKS = ("rule", "reason", "row_number")
@@ -159,7 +160,8 @@ def _struct(columns: Columns, fields: Iterable[str]) -> type[msgspec.Struct]:
     ]
     for field in sorted(set(fields)):
         column = getattr(columns, field, field)
-        named.append((field, str | None, msgspec.field(default="", name=column)))
+        kind: Any = Any if field == "id" else str | None
+        named.append((field, kind, msgspec.field(default="", name=column)))
     return msgspec.defstruct("Fields", named, gc=False)
 
 
@@ -177,7 +179,8 @@ class _Chat(msgspec.Struct, gc=False):
 
 
 def _chat_struct(columns: Columns) -> type[msgspec.Struct]:
-    extra = [(name, str | None, msgspec.field(default="", name=getattr(columns, name, name))) for name in _CHAT_EXTRA]
+    extra: list[Any] = [("id", Any, msgspec.field(default=""))]
+    extra += [(name, str | None, msgspec.field(default="", name=getattr(columns, name, name))) for name in _CHAT_EXTRA]
     turns = ("turns", list[_Turn], msgspec.field(name=columns.messages))
     return msgspec.defstruct("Chat", [turns, *extra], gc=False)
 
@@ -202,4 +205,5 @@ def text_of_chat(chat: Any) -> Text:
         template=chat.template,
         finish_reason=chat.finish_reason,
         rule=chat.rule,
+        id=chat.id,
     )

@@ -7,6 +7,7 @@ partial text only where the finished row is certain to be rejected. No I/O, no c
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 
 import xxhash
@@ -14,6 +15,7 @@ import xxhash
 from engine import config as configuration
 from engine.phrases import PhraseGuard
 from engine.rows import KEPT, Row, Verdict
+from engine.rules import Draft, OptionalRules
 from engine.seen import SeenKeys
 
 PREFIX_WORDS = 4
@@ -23,6 +25,8 @@ SEPARATOR = "\x1f"
 RULES = ("duplicate", "length", "phrase", "cap")
 """Names of the rules, in the order in which they judge."""
 
+SHARE_FROM = 100
+"""Kept rows from which `cap_share` counts: before, every row is a large share."""
 DUPLICATE = Verdict("duplicate", "same text as an earlier row")
 
 
@@ -33,25 +37,45 @@ class Filter:
         self.settings = settings
         self.seen = SeenKeys()
         self.caps: Counter[str] = Counter()
+        self.kept = 0
         self.content = Content(settings)
+        self.optional = self.content.optional
 
-    def judge(self, instruction: str, input_text: str, output: str, template: str) -> Verdict:
+    def judge(
+        self,
+        instruction: str,
+        input_text: str,
+        output: str,
+        template: str,
+        *,
+        finish_reason: str = "",
+        row_id: str = "",
+    ) -> Verdict:
         """Return the verdict on the next row, and remember it."""
         key = self.key(instruction, input_text, output)
         if key in self.seen:
             return DUPLICATE
         self.seen.add(key)
         verdict = self.content.judge(output)
-        if verdict is not None:
-            return verdict
-        cap_key = self.cap_key(instruction, template)
+        if verdict is None and self.optional:
+            verdict = self.optional.finish(Draft(instruction, output, input_text, template, finish_reason, row_id))
+        return verdict or self.take_place(self.cap_key(instruction, template))
+
+    def take_place(self, cap_key: str) -> Verdict:
+        """Return KEPT and count the row, or the rejection by its template's cap."""
         if self.full(cap_key):
             return Verdict("cap", self.cap_reason(cap_key))
-        self.caps[cap_key] += 1
+        count, share = self.caps[cap_key], self.settings.cap_share
+        if 0 < share < (count + 1) / (self.kept + 1) and self.kept >= SHARE_FROM:
+            return Verdict(
+                "cap", f"{cap_key!r} would have more than {share:.0%} of the {self.kept + 1} rows kept by then"
+            )
+        self.caps[cap_key] = count + 1
+        self.kept += 1
         return KEPT
 
     def full(self, cap_key: str) -> bool:
-        """Say whether the cap of a template is reached."""
+        """Say whether a template has all the rows that it may ever have."""
         return 0 < self.settings.cap_per_template <= self.caps[cap_key]
 
     def cap_reason(self, cap_key: str) -> str:
@@ -67,7 +91,8 @@ class Filter:
     def key(self, instruction: str, input_text: str, output: str) -> bytes:
         """Return the 128-bit key of exact duplicates: xxh3 of the stripped fields."""
         fields = {"instruction": instruction, "input": input_text, "output": output}
-        return text_key([fields[name].strip() for name in self.settings.dedup_on])
+        ignore = self.settings.dedup_ignore
+        return text_key([_normalised(fields[name], ignore) for name in self.settings.dedup_on])
 
     def judge_aborted(self, instruction: str, input_text: str, verdict: Verdict) -> Verdict:
         """Return the verdict on the next row where its generation was ended early with `verdict`.
@@ -88,17 +113,25 @@ class Filter:
         rule = row.rule
         if rule != "duplicate" and not (row.aborted and "output" in self.settings.dedup_on):
             self.seen.add(self.key(row.instruction, row.input, row.output))
+        if rule not in RULES[:3] and not row.aborted and self.optional:
+            # A rule that remembers rows is shown those that reached it; its verdict is known.
+            self.optional.finish(Draft(row.instruction, row.output, row.input, row.template, row.finish_reason, row.id))
         if not rule:
             self.caps[self.cap_key(row.instruction, row.template)] += 1
+            self.kept += 1
 
 
 class Content:
-    """The rules that look at the output alone; they need no state, so they may answer on a partial text."""
+    """The rules that look at the output alone; they need no state, so they may answer on a partial text.
+
+    `judge` asks length and phrases; `watch` also asks what the optional rules know of an unfinished output.
+    """
 
     def __init__(self, settings: configuration.Filter) -> None:
         self._min_chars = settings.min_chars
         self._max_chars = settings.max_chars
         self.guard = PhraseGuard(settings)
+        self.optional = OptionalRules(settings.rules)
 
     def judge(self, output: str) -> Verdict | None:
         """Return why a finished output is rejected, or None."""
@@ -110,7 +143,8 @@ class Content:
         """Return the rejection that an unfinished output is certain to get, or None."""
         if len(partial) > self._max_chars:
             return Verdict("length", f"more than {self._max_chars} characters")
-        return self._phrase(self.guard.watch(partial))
+        verdict = self._phrase(self.guard.watch(partial))
+        return self.optional.feed(partial) if verdict is None and self.optional else verdict
 
     def length_reason(self, chars: int) -> str:
         """Return the sentence that a row of the wrong length carries."""
@@ -118,6 +152,15 @@ class Content:
 
     def _phrase(self, number: int | None) -> Verdict | None:
         return None if number is None else Verdict("phrase", self.guard.reason(number))
+
+
+def _normalised(text: str, ignore: tuple[str, ...]) -> str:
+    """Return a stripped text without the differences that do not count."""
+    if "form" in ignore:
+        text = unicodedata.normalize("NFKC", text)
+    if "case" in ignore:
+        text = text.casefold()
+    return " ".join(text.split()) if "space" in ignore else text.strip()
 
 
 def text_key(parts: list[str]) -> bytes:

@@ -17,9 +17,11 @@ import orjson
 import xxhash
 
 from engine.columns import BRACE_CLOSE, MARKS, Parsed
-from engine.filter import DUPLICATE, SEPARATOR, Filter, text_key
+from engine.filter import DUPLICATE, RULES, SEPARATOR, Filter, text_key
 from engine.filter import PREFIX_WORDS as WORDS
 from engine.raw_scan import EVERY, RawScanner, Scan, Suspects
+from engine.rows import Verdict
+from engine.rules import Draft
 
 OWN = "_of_input"
 """Put behind the name of a field of the input that is called like a mark."""
@@ -48,6 +50,8 @@ class BatchFilter:
     def fields(self) -> set[str]:
         """Return the fields besides instruction and output that the rules read."""
         settings = self.filter.settings
+        if self.filter.optional:
+            return {"input", "template", "finish_reason", "id"}
         fields = {"input"} if "input" in settings.dedup_on else set()
         return fields | ({"template"} if settings.cap_key == "template" else set())
 
@@ -60,6 +64,7 @@ class BatchFilter:
         settings, caps = self.filter.settings, self.filter.caps
         shortest, longest = settings.min_chars, settings.max_chars
         limit, by_prefix = settings.cap_per_template or sys.maxsize, settings.cap_key == "prefix"
+        special = bool(self.filter.optional) or settings.cap_share > 0
         suspects = self._suspects(scan.suspects, len(parsed.rows))
         lines, keys, duplicate = parsed.lines, self.keys(parsed.rows), _DUPLICATE_MARK
         self.filter.seen.refresh(keys)
@@ -82,6 +87,13 @@ class BatchFilter:
                 elif index in suspects and (phrase := self._phrase(output, suspects[index])) is not None:
                     mark = _mark("phrase", self._guard.reason(phrase))
                     rules.append("phrase")
+                elif special:
+                    verdict = self._judge_special(row)
+                    if verdict.kept:
+                        kept.append(lines[index])
+                        continue
+                    mark = _mark(verdict.rule, verdict.reason)
+                    rules.append(verdict.rule)
                 else:
                     cap_key = " ".join(row.instruction.split(None, WORDS)[:WORDS]) if by_prefix else row.template or ""
                     count = caps.get(cap_key, 0)
@@ -95,24 +107,40 @@ class BatchFilter:
             marks.append(mark)
         counts = Counter(rules)
         counts["duplicate"] += len(rejected) - len(rules)
+        if not special:
+            self.filter.kept += len(kept)
         put = _put_marks_beside_own if scan.marked else _put_marks
         return Judged(kept, put(parsed, rejected, marks, numbers), counts)
 
+    def _judge_special(self, row: Any) -> Verdict:
+        """Judge a row by the optional rules and the caps that need more than its own fields."""
+        verdict = self.filter.optional.finish(draft_of(row)) if self.filter.optional else None
+        return verdict or self.filter.take_place(self.filter.cap_key(row.instruction, self._template(row)))
+
     def restore(self, rows: Sequence[Any], *, kept: bool) -> None:
-        """Take in rows that were judged before, so that a resumed run goes on as if it had not stopped."""
+        """Take in rows that were judged before, so that a resumed run goes on as if it had not stopped.
+
+        Kept and rejected rows come in the order of the input, as rules that remember rows must see them.
+        """
         if kept:
             self.filter.caps.update(self.filter.cap_key(row.instruction, self._template(row)) for row in rows)
+            self.filter.kept += len(rows)
         else:
             rows = [row for row in rows if row.rule != DUPLICATE.rule]
         for key in self.keys(rows):
             self.filter.seen.add(key)
+        if self.filter.optional:
+            for row in rows:
+                if kept or row.rule not in RULES[:3]:
+                    self.filter.optional.finish(draft_of(row))
 
     def _template(self, row: Any) -> str:
         return (row.template or "") if self.filter.settings.cap_key == "template" else ""
 
     def keys(self, rows: Sequence[Any]) -> list[bytes]:
         """Return the duplicate keys of rows."""
-        if self.filter.settings.dedup_on != ("instruction", "output"):
+        settings = self.filter.settings
+        if settings.dedup_on != ("instruction", "output") or settings.dedup_ignore:
             return [self.filter.key(row.instruction, getattr(row, "input", "") or "", row.output) for row in rows]
         digest, separator = xxhash.xxh3_128_digest, SEPARATOR
         return [
@@ -135,6 +163,13 @@ class BatchFilter:
         if mark is None:
             mark = self._cap_marks[cap_key] = _mark("cap", self.filter.cap_reason(cap_key))
         return mark
+
+
+def draft_of(row: Any) -> Draft:
+    """Return what the optional rules read of a decoded row."""
+    return Draft(
+        row.instruction, row.output, row.input or "", row.template or "", row.finish_reason or "", str(row.id or "")
+    )
 
 
 def _mark(rule: str, reason: str) -> bytes:

@@ -214,7 +214,14 @@ class Steering:
         if completion.verdict is not None:
             verdict = self.filter.judge_aborted(prompt.instruction, prompt.input, completion.verdict)
             return Committed(prompt, completion, verdict, "rejected")
-        verdict = self.filter.judge(prompt.instruction, prompt.input, completion.text, prompt.template)
+        verdict = self.filter.judge(
+            prompt.instruction,
+            prompt.input,
+            completion.text,
+            prompt.template,
+            finish_reason=completion.finish_reason,
+            row_id=prompt.id,
+        )
         return Committed(prompt, completion, verdict, "kept" if verdict.kept else "rejected")
 
     def _keep(self, entry: _Entry) -> None:

@@ -46,7 +46,9 @@ def _check_verdict(rules: Filter, outcome: Outcome, row: Row, where: str) -> Non
         return
     if outcome not in ("kept", "rejected"):
         return
-    verdict = rules.judge(row.instruction, row.input, row.output, row.template)
+    verdict = rules.judge(
+        row.instruction, row.input, row.output, row.template, finish_reason=row.finish_reason, row_id=row.id
+    )
     found = "kept" if outcome == "kept" else row.rule
     if verdict.rule != found:
         raise DataError(f"{where} is filed as {found}, but the filter says {verdict.rule} ({verdict.reason})")

@@ -1,0 +1,123 @@
+"""The optional rules. A rule is a plain object:
+
+    class NoQuestion:
+        \"\"\"Rejects an answer that asks back.\"\"\"
+
+        def feed(self, partial: str) -> str | None:
+            return None  # it cannot be sure before the end
+
+        def finish(self, draft: Draft) -> str | None:
+            return "ends with a question" if draft.output.rstrip().endswith("?") else None
+
+`finish` gives the reason why a finished row is rejected, or None. `feed` gives one for an unfinished output, only
+where the finished row is certain to be rejected, whatever comes. A rule that remembers rows does so in `finish`,
+which is called once for each row that the rules before it let pass, in order, and again when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from engine import rule_settings as settings
+from engine.errors import ConfigError
+from engine.rows import Verdict
+
+
+class Draft(msgspec.Struct, gc=False):
+    """A finished row that has no verdict yet."""
+
+    instruction: str
+    output: str
+    input: str = ""
+    template: str = ""
+    finish_reason: str = ""
+    id: str = ""
+
+
+@runtime_checkable
+class RowRule(Protocol):
+    """What every rule offers."""
+
+    def feed(self, partial: str) -> str | None: ...
+
+    def finish(self, draft: Draft) -> str | None: ...
+
+
+class OptionalRules:
+    """The optional rules of a run, in order."""
+
+    def __init__(self, chosen: Sequence[settings.Rule]) -> None:
+        self._rules = [(_name(rule), make_rule(rule)) for rule in chosen]
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def finish(self, draft: Draft) -> Verdict | None:
+        """Return the first rejection of a finished row, or None."""
+        for name, rule in self._rules:
+            reason = rule.finish(draft)
+            if reason is not None:
+                return Verdict(name, reason)
+        return None
+
+    def feed(self, partial: str) -> Verdict | None:
+        """Return a rejection that an unfinished output is certain to get, or None."""
+        for name, rule in self._rules:
+            reason = rule.feed(partial)
+            if reason is not None:
+                return Verdict(name, reason)
+        return None
+
+    def names(self) -> list[str]:
+        """Return what rejected rows are filed under."""
+        return [name for name, _ in self._rules]
+
+
+def make_rule(chosen: settings.Rule) -> RowRule:
+    """Build one rule from its settings.
+
+    Raises: ConfigError or MissingError where it cannot be built.
+    """
+    if isinstance(chosen, settings.Own):
+        return _own(chosen)
+    module, name = _BUILDERS[type(chosen)]
+    build: Callable[[Any], RowRule] = getattr(importlib.import_module(f"engine.rules.{module}"), name)
+    return build(chosen)
+
+
+_BUILDERS: dict[type, tuple[str, str]] = {
+    settings.Blank: ("text", "BlankRule"),
+    settings.Truncated: ("text", "TruncatedRule"),
+    settings.Echo: ("text", "EchoRule"),
+    settings.Repetition: ("repetition", "RepetitionRule"),
+    settings.NearDuplicate: ("near", "NearDuplicateRule"),
+    settings.Leak: ("leak", "LeakRule"),
+    settings.Format: ("form", "FormatRule"),
+    settings.Tokens: ("tokens", "TokensRule"),
+}
+
+
+def _name(chosen: settings.Rule) -> str:
+    return chosen.name if isinstance(chosen, settings.Own) else str(chosen.__struct_config__.tag)
+
+
+def _own(chosen: settings.Own) -> RowRule:
+    where = f"filter.rules: own rule {chosen.path!r}"
+    module, _, name = chosen.path.partition(":")
+    if not name:
+        raise ConfigError(f"{where}: write it as module:Class")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    try:
+        rule = kind(**chosen.options)
+    except TypeError as error:
+        raise ConfigError(f"{where} does not take its options ({error})") from error
+    if not isinstance(rule, RowRule):
+        raise ConfigError(f"{where} has no feed(partial) and finish(draft); see engine/rules/__init__.py")
+    return rule

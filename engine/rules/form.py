@@ -1,0 +1,72 @@
+"""Format guard: the output is JSON, meets a JSON schema, or matches a regular expression.
+
+It cannot decide early: what is no JSON value yet may become one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import rule_settings as settings
+from engine.errors import ConfigError, MissingError
+from engine.rules import Draft
+
+_FENCE = re.compile(r"\A\s*```[a-zA-Z]*\n(.*)\n```\s*\Z", re.DOTALL)
+
+
+class FormatRule:
+    """Rejects an output of another form."""
+
+    def __init__(self, chosen: settings.Format) -> None:
+        if not (chosen.json or chosen.schema or chosen.regex):
+            raise ConfigError("filter.rules: format asks for nothing; set json, schema or regex")
+        self._templates = frozenset(chosen.templates)
+        self._fence = chosen.fence
+        self._json = chosen.json
+        self._schema: Any = _schema(Path(chosen.schema).expanduser()) if chosen.schema else None
+        try:
+            self._regex = re.compile(chosen.regex) if chosen.regex else None
+        except re.error as error:
+            raise ConfigError(f"filter.rules: format.regex is no regular expression ({error})") from None
+
+    def feed(self, partial: str) -> str | None:
+        return None
+
+    def finish(self, draft: Draft) -> str | None:
+        if self._templates and draft.template not in self._templates:
+            return None
+        if self._regex and not self._regex.fullmatch(draft.output):
+            return "does not match the regular expression"
+        return self._judge_json(draft.output) if self._json or self._schema else None
+
+    def _judge_json(self, output: str) -> str | None:
+        fenced = _FENCE.match(output) if self._fence else None
+        try:
+            value = msgspec.json.decode(fenced.group(1) if fenced else output)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+            return f"is not JSON: {error}"
+        if self._schema is None:
+            return None
+        flaw = next(iter(self._schema.iter_errors(value)), None)
+        return f"breaks the schema at {flaw.json_path}: {flaw.message[:200]}" if flaw else None
+
+
+def _schema(path: Path) -> Any:
+    try:
+        jsonschema: Any = importlib.import_module("jsonschema")
+    except ImportError:
+        raise MissingError("filter.rules: format.schema needs jsonschema; pip install jsonschema") from None
+    try:
+        schema = msgspec.json.decode(path.read_bytes())
+        kind = jsonschema.validators.validator_for(schema)
+        kind.check_schema(schema)
+    except FileNotFoundError:
+        raise MissingError(f"filter.rules: format.schema: {path} is not there") from None
+    except (msgspec.DecodeError, jsonschema.SchemaError) as error:
+        raise ConfigError(f"filter.rules: format.schema: {path} is no JSON schema ({error})") from None
+    return kind(schema)
