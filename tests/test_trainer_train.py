@@ -13,7 +13,7 @@ import pytest
 from students import make_config, make_rows, tiny_student, write_run
 
 import potstill
-from engine.errors import ConfigError, MissingError, TrainError
+from engine.errors import ConfigError, DiskError, MissingError, TrainError
 from engine.shards import read_manifest
 from trainer.done import read_done
 from trainer.journal import Line, read_lines, step_of
@@ -208,7 +208,7 @@ def test_patience_keeps_the_best_student(tmp_path: Path, student: Path) -> None:
     from trainer.loop import answer_loss
 
     run = write_run(tmp_path, [row for row in make_rows(60) if row.template == "json"])
-    keys: dict[str, Any] = {"batch_size": 16, "gradient_accumulation": 1, "val_fraction": 0.3, "learning_rate": 3e-2}
+    keys: dict[str, Any] = {"batch_size": 16, "gradient_accumulation": 1, "val_fraction": 0.3, "learning_rate": 1e-1}
     config = make_config(student, epochs=200, checkpoint_steps=4, patience=2, **keys)
     done = train(config, run, run)
     measured = [line.eval_loss for line in read_lines(run / "train/metrics.jsonl") if line.eval_loss is not None]
@@ -299,6 +299,13 @@ def test_what_cannot_be_trained_is_a_sentence(
         train(make_config(student, student_keys=keys, **train_keys), run, run)
     assert not (run / "student").exists()
     assert read_done(run) is None
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path, student: Path) -> None:
+    run = write_run(tmp_path / "run", make_rows(4))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DiskError, match="file/train: cannot be written"):
+        train(make_config(student), run, tmp_path / "file")
 
 
 def test_a_loss_that_explodes_ends_the_run(tmp_path: Path, student: Path) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from engine.config import Config, dump
 from engine.errors import DataError
 from engine.rows import hash_id
-from engine.shards import Manifest, replace_file
+from engine.shards import Manifest, disk, replace_file
 from trainer.folders import remove_folder
 from trainer.journal import STATE, step_of
 
@@ -104,12 +104,13 @@ def begin(out: Path, wanted: str, config: Config) -> Path | None:
     """
     checkpoints = out / FOLDER / CHECKPOINTS
     mark = checkpoints / FINGERPRINT
-    if not mark.exists() or mark.read_text() != wanted:
-        remove_folder(checkpoints)
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    with disk(out / FOLDER):
+        if not mark.exists() or mark.read_text() != wanted:
+            remove_folder(checkpoints)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        (out / FOLDER / DONE).unlink(missing_ok=True)
     replace_file(mark, wanted.encode())
     replace_file(out / FOLDER / "config.toml", dump(config))
-    (out / FOLDER / DONE).unlink(missing_ok=True)
     return _last_checkpoint(checkpoints)
 
 

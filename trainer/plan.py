@@ -7,6 +7,7 @@ honour is either refused with a sentence or, where it only saves memory (`qlora`
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Literal
 
 import msgspec
@@ -41,7 +42,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def look() -> Machine:
-    """Look at the machine."""
+    """Look at the machine, at one card of it: more take one process each, which `accelerate launch` starts."""
+    if "WORLD_SIZE" not in os.environ:
+        # With several cards in sight of one process, the trainer would spread every batch over them and TRL refuses.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     import torch
 
     unsloth, bitsandbytes = (importlib.util.find_spec(name) is not None for name in ("unsloth", "bitsandbytes"))

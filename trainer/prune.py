@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import ConfigError
+from engine.shards import disk
 from trainer.folders import write_folder
 from trainer.libraries import load_failure
 
@@ -43,7 +44,7 @@ def prune(model: str, target: Path, layers: int | Sequence[int] | None) -> Prune
     kept = choose_layers(total, layers)
     _cut(whole, kept)
     _check_loads(whole, model)
-    with write_folder(target) as folder:
+    with disk(target), write_folder(target) as folder:
         whole.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return Pruned(kept, total, whole.num_parameters(), before)

@@ -18,7 +18,7 @@ from engine.config import Config
 from engine.errors import ConfigError, TrainError
 from engine.models import resolve_model
 from engine.progress import note
-from engine.shards import read_manifest
+from engine.shards import disk, read_manifest
 from trainer import done, loop, trl_backend, unsloth_backend
 from trainer.arguments import changed, plan_steps, training_arguments
 from trainer.done import Done
@@ -122,7 +122,7 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
     # Beside metrics.jsonl; left alone, TensorBoard writes among the checkpoints, which are deleted.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.out / done.FOLDER / "logs"))
     journal = Journal(job.out / done.FOLDER / "metrics.jsonl", parts={name: len(rows) for name, rows in parts.items()})
-    with _full_memory(job):
+    with _full_memory(job), disk(job.out):
         model = _load(job, arguments)
         tokenizer, rows = job.prepared.chat.tokenizer, job.prepared.train
         trainer = loop.build(model, tokenizer, arguments, rows, parts, journal, settings.patience)
@@ -130,7 +130,7 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
         journal.begin(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         journal.close()
-    with write_folder(job.out / STUDENT) as folder:
+    with disk(job.out / STUDENT), write_folder(job.out / STUDENT) as folder:
         loop.save(trainer, folder, job.start, tokenizer)
     finished = _finished(job, trainer, journal)
     done.write_done(job.out, finished)
