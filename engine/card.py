@@ -58,7 +58,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     def _teacher(self) -> Iterator[str]:
         yield "## The teacher and its sampling"
         yield ""
-        described = {f"teacher.{key}": value for key, value in self.manifest.teacher.items()}
+        described = {f"teacher.{key}": value for key, value in public(self.manifest.teacher).items()}
         asked = _section(self.manifest, "teacher.", "sampling.", "prompts.")
         yield from _settings(described | {key: value for key, value in asked.items() if value not in ("", {}, [])})
         yield ""
@@ -133,7 +133,7 @@ def front_matter(facts: Facts, files: Sequence[File]) -> dict[str, Any]:
 
     Source: https://huggingface.co/docs/hub/datasets-cards
     """
-    data = {split: [file for file in files if _holds(file, split)] for split in SPLITS}
+    data = {split: _data(files, split) for split in SPLITS}
     splits = [
         {"name": split, "num_bytes": sum(file.bytes for file in found), "num_examples": facts.rows[split]}
         for split, found in data.items()
@@ -165,8 +165,10 @@ def front_matter(facts: Facts, files: Sequence[File]) -> dict[str, Any]:
     }
 
 
-def _holds(file: File, split: str) -> bool:
-    return file.path.startswith((f"{DATA}/{split}.", f"{DATA}/{split}-"))
+def _data(files: Sequence[File], split: str) -> list[File]:
+    """Return the files that hold a split, in one form: Parquet where it is there, since the hub's viewer pages it."""
+    parquet = [file for file in files if file.path.startswith(f"{DATA}/{split}-")]
+    return parquet or [file for file in files if file.path == f"{DATA}/{split}.jsonl"]
 
 
 def _size(rows: int) -> str:

@@ -20,7 +20,6 @@ def _publish(folder: Path, repository: str) -> str:
     """
     import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     hub = HfApi()
     try:
@@ -31,7 +30,7 @@ def _publish(folder: Path, repository: str) -> str:
             folder_path=folder,
             commit_message=f"Potstill export: {folder.name}",
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx.HTTPError) as error:
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise EndpointError(
             f"the hub did not take {repository} ({reason}); the bundle is whole in {folder}: check the name and "
