@@ -36,6 +36,7 @@ class Text(msgspec.Struct, gc=False):
     finish_reason: str | None = ""
     rule: str | None = ""
     id: Any = ""
+    aborted: Any = False
 
 
 MARKS = ("rule", "reason", "row_number")
@@ -160,9 +161,13 @@ def _struct(columns: Columns, fields: Iterable[str]) -> type[msgspec.Struct]:
     ]
     for field in sorted(set(fields)):
         column = getattr(columns, field, field)
-        kind: Any = Any if field == "id" else str | None
+        kind: Any = Any if field in _ANY else str | None
         named.append((field, kind, msgspec.field(default="", name=column)))
     return msgspec.defstruct("Fields", named, gc=False)
+
+
+_ANY = ("id", "aborted")
+"""Fields whose type is the user's affair."""
 
 
 class _Turn(msgspec.Struct, gc=False):

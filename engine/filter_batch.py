@@ -22,9 +22,7 @@ from engine.filter import PREFIX_WORDS as WORDS
 from engine.raw_scan import EVERY, RawScanner, Scan, Suspects
 from engine.rows import Verdict
 from engine.rules import Draft
-
-OWN = "_of_input"
-"""Put behind the name of a field of the input that is called like a mark."""
+from engine.run_rows import OWN
 
 
 class Judged(msgspec.Struct):
@@ -36,13 +34,17 @@ class Judged(msgspec.Struct):
     """Pieces of lines."""
     rules: Counter[str]
     """Rejected rows by rule."""
+    skipped: list[bytes]
+    """Pieces of lines of rows whose generation was ended early for a reason that no longer holds."""
+    skips: int
 
 
 class BatchFilter:
     """Judges batches in order."""
 
-    def __init__(self, rules: Filter) -> None:
+    def __init__(self, rules: Filter, *, aborted: bool = False) -> None:
         self.filter = rules
+        self._aborted = aborted
         self._guard = rules.content.guard
         self._scanner = RawScanner(() if self._guard.robust else self._guard.phrases, MARKS)
         self._cap_marks: dict[str, bytes] = {}
@@ -50,9 +52,10 @@ class BatchFilter:
     def fields(self) -> set[str]:
         """Return the fields besides instruction and output that the rules read."""
         settings = self.filter.settings
+        fields = {"aborted"} if self._aborted else set()
         if self.filter.optional:
-            return {"input", "template", "finish_reason", "id"}
-        fields = {"input"} if "input" in settings.dedup_on else set()
+            return fields | {"input", "template", "finish_reason", "id"}
+        fields |= {"input"} if "input" in settings.dedup_on else set()
         return fields | ({"template"} if settings.cap_key == "template" else set())
 
     def scan(self, data: bytes, lines: Sequence[bytes]) -> Scan:
@@ -74,10 +77,20 @@ class BatchFilter:
         rejected: list[int] = []
         marks: list[bytes] = []
         rules: list[str] = []
+        skipped: list[int] = []
+        duplicates, aborted = 0, self._aborted
         # One loop with everything in it: a call for each row and rule would cost as much as the rules do.
         for index, (row, key) in enumerate(zip(parsed.rows, keys, strict=True)):
-            if key in seen:
+            if aborted and row.aborted:
+                verdict = self.filter.content.watch(row.output)
+                if verdict is None:
+                    skipped.append(index)
+                    continue
+                mark = _mark(verdict.rule, verdict.reason)
+                rules.append(verdict.rule)
+            elif key in seen:
                 mark = duplicate
+                duplicates += 1
             else:
                 remember(key)
                 output = row.output
@@ -106,11 +119,12 @@ class BatchFilter:
             rejected.append(index)
             marks.append(mark)
         counts = Counter(rules)
-        counts["duplicate"] += len(rejected) - len(rules)
+        counts["duplicate"] += duplicates
         if not special:
             self.filter.kept += len(kept)
         put = _put_marks_beside_own if scan.marked else _put_marks
-        return Judged(kept, put(parsed, rejected, marks, numbers), counts)
+        skips = put(parsed, skipped, [_ABORTED_MARK] * len(skipped), numbers)
+        return Judged(kept, put(parsed, rejected, marks, numbers), counts, skips, len(skipped))
 
     def _judge_special(self, row: Any) -> Verdict:
         """Judge a row by the optional rules and the caps that need more than its own fields."""
@@ -176,6 +190,7 @@ def _mark(rule: str, reason: str) -> bytes:
     return b',"rule":"%b","reason":%b,"row_number":' % (rule.encode(), orjson.dumps(reason))
 
 
+_ABORTED_MARK = _mark("aborted", "ended early for a reason that no longer holds; generate again to judge it")
 _DUPLICATE_MARK = _mark(DUPLICATE.rule, DUPLICATE.reason)
 
 

@@ -8,64 +8,51 @@ with the same rows. A bad line is data and never ends the run, unless `--strict`
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
-import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine import config as configuration
-from engine.columns import BadLine, Batch, Columns, Parsed, Parser
+from engine.columns import Columns, Parser
 from engine.command import set_argument
 from engine.config import Config
-from engine.errors import ConfigError, DataError, PotstillError, UsageError
-from engine.filter import RULES, Filter
-from engine.filter_batch import BatchFilter, Judged
+from engine.errors import UsageError
+from engine.filter_folder import FilterFolder, fingerprint, open_folder, position_after
 from engine.funnel import funnel_line, yield_warning
 from engine.progress import note
 from engine.readers import Position, read
-from engine.rows import Outcome
-from engine.run import locked
-from engine.shards import (
-    MANIFEST,
-    Manifest,
-    ShardWriter,
-    discard_unpublished,
-    disk,
-    read_lines,
-    read_manifest,
-    write_manifest,
-)
-
-FAILED_CHARS = 10_000
-"""A bad line is written to the failed shard up to so many characters; its source keeps the rest."""
+from engine.run_rows import is_run
 
 DEFAULT_COLUMNS = Columns()
+COLUMNS = ("instruction", "input", "output", "template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill filter`."""
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="JSONL file, or - for standard input")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help="rows: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow, a dataset saved to disk, a run (its kept and "
+        "rejected rows, under the run's own settings but for --set), or - for standard input",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write or to go on with")
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration whose [filter] and [output] count")
     set_argument(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first line that is not a row")
-    for name in ("instruction", "input", "output", "template"):
+    parser.add_argument("--zstd", action="store_true", help="compress the shards")
+    for name in COLUMNS:
         parser.add_argument(f"--{name}", default=name, metavar="FIELD", help=f"what the rows call it (default: {name})")
     parser.add_argument("--messages", default="", metavar="FIELD", help="field that holds a chat instead")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run `potstill filter` and return its summary."""
-    settings = configuration.load(args.config, args.overrides)
-    names = {name: getattr(args, name) for name in ("instruction", "input", "output", "template", "messages")}
-    return filter_rows(args.inputs, args.out, settings, columns=Columns(**names), strict=args.strict)
+    settings = configuration.load(_config_of(args.inputs, args.config), args.overrides)
+    columns = Columns(messages=args.messages, **{name: getattr(args, name) for name in COLUMNS})
+    return filter_rows(args.inputs, args.out, settings, columns=columns, strict=args.strict, zstd=args.zstd)
 
 
 def filter_rows(
@@ -75,198 +62,67 @@ def filter_rows(
     *,
     columns: Columns = DEFAULT_COLUMNS,
     strict: bool = False,
+    zstd: bool = False,
 ) -> dict[str, Any]:
     """Filter the rows of some sources into a folder, or go on where an earlier call was stopped.
 
     Raises: any PotstillError; what is published by then can be gone on with.
     """
     start = time.monotonic()
-    with _open(folder, settings, fingerprint(settings, sources, columns)) as run:
+    _check_apart(sources, folder)
+    wanted = fingerprint(settings, sources, columns)
+    again = any(is_run(Path(source)) for source in sources)
+    with open_folder(folder, settings, wanted, zstd=zstd, aborted=again) as run:
         if run.manifest.finished:
             note(f"{folder} is finished: {run.manifest.summary.get('kept', 0):,} rows kept; nothing to do")
             return run.manifest.summary
         run.restore(columns)
-        run.drive(sources, columns, strict=strict)
+        _drive(run, sources, columns, strict=strict)
         summary = run.finish(time.monotonic() - start)
-    note(funnel_line(summary["asked"] - summary["failed"], summary["rejected"]))
-    warning = yield_warning(summary["asked"], summary["kept"])
-    if warning:
-        note(warning)
+        _tell(run, summary)
     return summary
 
 
-def fingerprint(settings: Config, sources: Sequence[str], columns: Columns) -> dict[str, Any]:
-    """Return everything that decides which rows come out, under its dotted key."""
-    flat = configuration.flatten(settings)
-    chosen = {key: value for key, value in flat.items() if key.startswith("filter.") and key != "filter.early"}
-    chosen.update({f"columns.{name}": value for name, value in msgspec.to_builtins(columns).items()})
-    chosen["sources"] = [os.path.abspath(source) if source != "-" else source for source in sources]
-    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(chosen))
-    return found
+def _drive(run: FilterFolder, sources: Sequence[str], columns: Columns, *, strict: bool) -> None:
+    """Filter what the sources hold behind the position that the manifest names."""
+    parser = Parser(columns, run.filter.fields())
+    progress = _Progress()
+    for batch, position in read(sources, Position(**run.manifest.position)):
+        run.take(parser, batch, strict=strict)
+        if run.writer.due:
+            run.publish(position)
+        progress.tick(run.counts)
+    run.publish(position_after(run.manifest.position, len(sources)))
 
 
-class FilterRun:
-    """An open output folder and the filter that fills it."""
-
-    def __init__(self, folder: Path, manifest: Manifest, settings: Config) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.filter = BatchFilter(Filter(settings.filter))
-        self.counts: Counter[str] = Counter()
-        self.rules: Counter[str] = Counter(dict.fromkeys(RULES, 0))
-        self.writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes)
-
-    def drive(self, sources: Sequence[str], columns: Columns, *, strict: bool) -> None:
-        """Filter what the sources hold behind the position that the manifest names."""
-        parser = Parser(columns, self.filter.fields())
-        progress = _Progress()
-        for batch, position in read(sources, Position(**self.manifest.position)):
-            self._take(parser, batch, strict=strict)
-            if self.writer.due:
-                self.publish(position)
-            progress.tick(self.counts)
-        self.publish(position_after(self.manifest.position, len(sources)))
-
-    def _take(self, parser: Parser, batch: Batch, *, strict: bool) -> None:
-        scan = self.filter.scan(batch.data, batch.lines)
-        parsed = parser.parse(batch, joined=scan.joined)
-        if parsed.data is not batch.data:
-            scan = self.filter.scan(parsed.data, parsed.lines)
-        first = self.counts["asked"]
-        numbers: Sequence[int] = range(first, first + len(parsed.rows))
-        if parsed.bad:
-            if strict:
-                bad = parsed.bad[0]
-                raise DataError(f"{batch.name}:{bad.number}: {bad.reason}; mend the line, or leave out --strict")
-            numbers = self._fail(parsed, batch)
-        judged = self.filter.judge(parsed, numbers, scan)
-        self._count(judged, len(parsed.bad))
-        self.writer.append("kept", judged.kept)
-        self.writer.append("rejected", judged.rejected, rows=judged.rules.total())
-
-    def _fail(self, parsed: Parsed, batch: Batch) -> list[int]:
-        """Write the bad lines of a batch and return the numbers of its rows, between which they stand."""
-        first = self.counts["asked"]
-        places = range(first, first + len(parsed.rows) + len(parsed.bad))
-        failed = {place + first for place in parsed.bad_places}
-        lines = [
-            _failed_line(batch.name, bad, first + place)
-            for bad, place in zip(parsed.bad, parsed.bad_places, strict=True)
-        ]
-        self.writer.append("failed", lines)
-        return [place for place in places if place not in failed]
-
-    def _count(self, judged: Judged, failed: int) -> None:
-        self.rules.update(judged.rules)
-        self.counts["kept"] += len(judged.kept)
-        self.counts["failed"] += failed
-        self.counts["asked"] += len(judged.kept) + judged.rules.total() + failed
-
-    def publish(self, position: Position) -> None:
-        """Publish what is written, together with how far the sources are read."""
-        self.manifest.position = msgspec.to_builtins(position)
-        self.writer.publish()
-
-    def finish(self, seconds: float) -> dict[str, Any]:
-        """Check the counts, write the summary and return it."""
-        total = self.counts["kept"] + self.counts["failed"] + sum(self.rules.values())
-        if total != self.counts["asked"]:
-            raise PotstillError(
-                f"counts do not add up: {self.counts['asked']} rows, {total} accounted for; report this"
-            )
-        self.manifest.summary = {
-            "asked": self.counts["asked"],
-            "kept": self.counts["kept"],
-            "rejected": dict(self.rules),
-            "skipped": 0,
-            "failed": self.counts["failed"],
-            "seconds": round(seconds, 3),
-            "run": str(self.folder),
-        }
-        self.manifest.finished = True
-        write_manifest(self.folder, self.manifest)
-        return self.manifest.summary
-
-    def restore(self, columns: Columns) -> None:
-        """Rebuild seen keys, caps and counts from the published shards."""
-        parser = Parser(columns, {*self.filter.fields(), "rule"})
-        for shard in self.manifest.shards:
-            self.counts["asked"] += shard.rows
-            if shard.kind == "failed":
-                self.counts["failed"] += shard.rows
-                continue
-            for lines in _chunks(read_lines(self.folder, shard)):
-                self._take_in(parser.parse(Batch(shard.file, 1, lines)), shard.kind)
-
-    def _take_in(self, parsed: Parsed, kind: Outcome) -> None:
-        if parsed.bad:
-            raise DataError(
-                f"{self.folder}: a published {kind} row cannot be read ({parsed.bad[0].reason}); start again"
-            )
-        if kind == "kept":
-            self.counts["kept"] += len(parsed.rows)
-        else:
-            self.rules.update(row.rule for row in parsed.rows)
-        self.filter.restore(parsed.rows, kept=kind == "kept")
-
-
-def position_after(position: dict[str, int], sources: int) -> Position:
-    """Return the position behind the last source."""
-    return Position(source=max(sources, position.get("source", 0)))
-
-
-@contextmanager
-def _open(folder: Path, settings: Config, wanted: dict[str, Any]) -> Iterator[FilterRun]:
-    with disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if (folder / MANIFEST).exists():
-            manifest = read_manifest(folder)
-            _check_same(folder, manifest, wanted)
-        else:
-            _check_empty(folder)
-            manifest = Manifest(fingerprint=wanted, versions=_versions())
-            write_manifest(folder, manifest)
-        discard_unpublished(folder, manifest)
-        run = FilterRun(folder, manifest, settings)
-        try:
-            yield run
-        finally:
-            run.writer.close()
-
-
-def _check_same(folder: Path, manifest: Manifest, wanted: dict[str, Any]) -> None:
-    for key, before, after in configuration.changed_keys(manifest.fingerprint, wanted):
-        raise ConfigError(
-            f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
+def _tell(run: FilterFolder, summary: dict[str, Any]) -> None:
+    """Say what a person wants to know at the end."""
+    note(funnel_line(summary["asked"] - summary["failed"], summary["rejected"]))
+    if summary["failed"]:
+        note(f"{summary['failed']:,} lines are not rows (failed-*.jsonl); the last: {run.last_failure}")
+    more = summary.get("robust_would_drop")
+    if more and more["rows"]:
+        note(
+            f'filter.phrase_match = "robust" would drop {more["rows"]:,} more of {more["of"]:,} kept rows that were '
+            "looked at: phrases spelled with other quotes, spaces or letters"
         )
+    warning = yield_warning(summary["asked"], summary["kept"])
+    if warning:
+        note(warning)
 
 
-def _check_empty(folder: Path) -> None:
-    stray = next(iter(sorted(folder.glob("*.jsonl*"))), None)
-    if stray is not None:
-        raise UsageError(f"{folder} holds {stray.name} but no {MANIFEST}; choose another --out, or remove the files")
+def _config_of(sources: Sequence[str], given: Path | None) -> Path | None:
+    """Return the configuration: the one given, else that of the run whose rows are filtered again."""
+    runs = [Path(source) for source in sources if is_run(Path(source))]
+    if given is None and len(runs) == 1 and (runs[0] / "config.toml").is_file():
+        return runs[0] / "config.toml"
+    return given
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "potstill": importlib.metadata.version("potstill")}
-
-
-def _failed_line(name: str, bad: BadLine, number: int) -> bytes:
-    text = bad.line[: 4 * FAILED_CHARS].decode("utf-8", "replace").rstrip("\r\n")
-    line = {"at": f"{name}:{bad.number}", "reason": bad.reason, "row_number": number, "text": text[:FAILED_CHARS]}
-    return msgspec.json.encode(line) + b"\n"
-
-
-def _chunks(lines: Iterator[bytes], size: int = 256) -> Iterator[list[bytes]]:
-    chunk: list[bytes] = []
-    for line in lines:
-        chunk.append(line)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _check_apart(sources: Sequence[str], folder: Path) -> None:
+    for source in sources:
+        if source != "-" and Path(source).resolve() == folder.resolve():
+            raise UsageError(f"--out {folder} is where the rows come from; choose another folder")
 
 
 class _Progress:

@@ -8,7 +8,6 @@ published together, so the manifest always names a prefix of the run. Knows line
 from __future__ import annotations
 
 import errno
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import xxhash
 
 from engine.errors import DataError, DiskError, MissingError
 from engine.rows import OUTCOMES, SCHEMA_VERSION, Outcome
+from engine.zstd import open_zstd
 
 MANIFEST = "manifest.json"
 PART = ".part"
@@ -265,10 +265,8 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb", buffering=1 << 20) as file:
             yield file
         return
-    import zstandard
-
-    with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
-        yield io.BufferedReader(stream, 1 << 20)
+    with open_zstd(path) as file:
+        yield file
 
 
 def check_shard(folder: Path, shard: Shard) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -18,9 +19,10 @@ import pytest
 
 from bench.naive import naive_passes
 from engine.config import RECIPE_PHRASES, Config, Output, load
-from engine.errors import ConfigError, DataError, DiskError, MissingError, UsageError
+from engine.errors import ConfigError, DataError, DiskError, MissingError, PotstillError, UsageError
 from engine.filter_run import filter_rows
-from engine.shards import Manifest, check_shard, read_manifest
+from engine.shards import Manifest, check_shard, read_lines, read_manifest, write_manifest
+from potstill import main
 
 SMALL = Config(output=Output(shard_bytes=20_000))
 
@@ -51,7 +53,7 @@ def lines_of(folder: Path, kind: str) -> list[bytes]:
     for shard in manifest.shards:
         check_shard(folder, shard)
         if shard.kind == kind:
-            lines += (folder / shard.file).read_bytes().splitlines(keepends=True)
+            lines += read_lines(folder, shard)
     return lines
 
 
@@ -124,6 +126,9 @@ def test_unknown_fields_pass_byte_for_byte(tmp_path: Path) -> None:
     (rejected,) = lines_of(tmp_path / "out", "rejected")
     assert rejected.startswith(line[:-3])
     assert json.loads(rejected)["rule"] == "duplicate"
+    filter_rows([str(tmp_path / "out")], tmp_path / "again", load(None, ["filter.dedup_on=['output']"]))
+    assert lines_of(tmp_path / "again", "kept") == [line]
+    assert lines_of(tmp_path / "again", "rejected")[0].startswith(line[:-3])
 
 
 def test_fields_called_like_a_mark_are_kept_under_another_name(tmp_path: Path) -> None:
@@ -218,7 +223,8 @@ def assert_same(whole: Path, other: Path) -> None:
     """Check that two output folders hold the same rows, whatever their shards."""
     for kind in ("kept", "rejected", "failed"):
         assert lines_of(whole, kind) == lines_of(other, kind)
-    counts = [{**read_manifest(folder).summary, "seconds": 0, "run": ""} for folder in (whole, other)]
+    own = {"seconds": 0, "run": "", "robust_would_drop": {}}
+    counts = [{**read_manifest(folder).summary, **own} for folder in (whole, other)]
     assert counts[0] == counts[1]
     assert not list(other.glob("*.part"))
 
@@ -246,18 +252,124 @@ def test_a_source_that_has_shrunk_is_noticed(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "out")
     half: Manifest = manifest
     half.finished, half.position = False, {"source": 0, "line": 2999, "offset": os.path.getsize(source) - 10}
-    from engine.shards import write_manifest
-
     write_manifest(tmp_path / "out", half)
     source.write_bytes(source.read_bytes()[:1000])
     with pytest.raises(DataError, match="has shrunk to 1,000 bytes"):
         filter_rows([str(source)], tmp_path / "out", SMALL)
 
 
+@pytest.mark.parametrize("zstd", [False, True])
+def test_a_run_is_filtered_again_as_if_for_the_first_time(tmp_path: Path, zstd: bool) -> None:
+    rows = rows_of(3_000)
+    source = write(tmp_path / "rows.jsonl", rows)
+    lines = (tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_bytes(b"".join([*lines[:100], b"not json\n", *lines[100:]]))
+    filter_rows(
+        [source], tmp_path / "narrow", load(None, ["filter.max_chars=30", "output.shard_bytes=20000"]), zstd=zstd
+    )
+    filter_rows([source], tmp_path / "wide", SMALL)
+    again = filter_rows([str(tmp_path / "narrow")], tmp_path / "again", SMALL)
+    assert again["asked"] == 3000
+    assert lines_of(tmp_path / "again", "kept") == lines_of(tmp_path / "wide", "kept")
+    numbers = [json.loads(line)["id"] for line in lines_of(tmp_path / "again", "rejected")]
+    assert numbers == [json.loads(line)["id"] for line in lines_of(tmp_path / "wide", "rejected")]
+
+
+def test_a_generated_run_is_filtered_again(tmp_path: Path, run_cli: Any) -> None:
+    templates = tmp_path / "templates.toml"
+    templates.write_text(TEMPLATES)
+    head = f'[teacher]\nbackend = "echo"\n[prompts]\ntemplates = "{templates}"\ncount = 400\n'
+    (tmp_path / "run.toml").write_text(head + "[filter]\nmax_chars = 800\ncap_per_template = 0\n")
+    made = run_cli("generate", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run"))
+    same = run_cli("filter", str(tmp_path / "run"), "--out", str(tmp_path / "same"))
+    assert same["kept"] == made["kept"]
+    assert same["rejected"] == made["rejected"]
+    assert lines_of(tmp_path / "same", "kept") == lines_of(tmp_path / "run", "kept")
+    wide = run_cli("filter", str(tmp_path / "run"), "--out", str(tmp_path / "wide"), "--set", "filter.max_chars=20000")
+    assert (
+        wide["asked"]
+        == made["asked"] - made["skipped"]
+        == wide["kept"] + wide["skipped"] + sum(wide["rejected"].values())
+    )
+    aborted = [json.loads(line) for line in lines_of(tmp_path / "run", "rejected") if b'"aborted":true' in line]
+    assert wide["skipped"] == sum(row["rule"] == "length" for row in aborted) > 0
+    run_cli("filter", str(tmp_path / "wide"), "--out", str(tmp_path / "narrow"), "--set", "filter.max_chars=800")
+    assert lines_of(tmp_path / "narrow", "kept") == lines_of(tmp_path / "run", "kept")
+    assert main(["filter", str(tmp_path / "run"), "--out", str(tmp_path / "run")]) == 2
+
+
+TEMPLATES = """
+[[template]]
+id = "city"
+text = "Write about the city of {name} in {number} words."
+[template.slots.name]
+choices = ["Oslo", "Bergen", "Paris", "Rome"]
+[template.slots.number]
+range = [1, 150]
+"""
+
+
+def test_compressed_and_table_sources(tmp_path: Path) -> None:
+    rows = rows_of(700)
+    plain = write(tmp_path / "rows.jsonl", rows)
+    data = Path(plain).read_bytes()
+    whole = filter_rows([plain], tmp_path / "plain", SMALL)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(data[:1000]) + gzip.compress(data[1000:]))
+    zstandard = pytest.importorskip("zstandard")
+    pack = zstandard.ZstdCompressor().compress
+    (tmp_path / "rows.jsonl.zst").write_bytes(pack(data[:1000]) + pack(data[1000:]))
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_pylist(rows)
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=100)
+    for name in ("rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"):
+        summary = filter_rows([str(tmp_path / name)], tmp_path / f"out-{name}", SMALL)
+        assert summary["rejected"] == whole["rejected"]
+        kept = [json.loads(line) for line in lines_of(tmp_path / f"out-{name}", "kept")]
+        assert kept == [json.loads(line) for line in lines_of(tmp_path / "plain", "kept")]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet", "folder"])
+def test_a_damaged_source_is_one_sentence(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif name.endswith("gz"):
+        path.write_bytes(gzip.compress(b'{"instruction":"a","output":"b"}\n' * 1000)[:-20])
+    elif name.endswith("zst"):
+        zstandard = pytest.importorskip("zstandard")
+        path.write_bytes(zstandard.ZstdCompressor().compress(os.urandom(300_000))[:-100_000])
+    else:
+        path.write_bytes(b"PAR1 but no table")
+    with pytest.raises(PotstillError, match=name):
+        filter_rows([str(path)], tmp_path / "out", SMALL)
+
+
+def test_standard_input(tmp_path: Path) -> None:
+    rows = rows_of(500)
+    data = Path(write(tmp_path / "rows.jsonl", rows)).read_bytes()
+    command = [sys.executable, "-m", "potstill", "filter", "-", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, input=data, capture_output=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["asked"] == 500
+    assert [json.loads(line)["id"] for line in lines_of(tmp_path / "out", "kept")] == expected_ids(rows)
+
+
+def test_robust_is_counted_where_substring_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = ["I don\u2019t know that.", "I don't know that.", "A plain answer.", "Hawaii cannot be seen."]
+    rows = [{"instruction": f"Say {number} things now", "output": output} for number, output in enumerate(outputs)]
+    summary = filter_rows([write(tmp_path / "rows.jsonl", rows)], tmp_path / "out", Config())
+    assert summary["robust_would_drop"] == {"rows": 1, "of": 2}
+    assert "would drop 1 more of 2 kept rows" in capsys.readouterr().err
+    robust = filter_rows(
+        [write(tmp_path / "rows.jsonl", rows)], tmp_path / "robust", load(None, ["filter.phrase_match=robust"])
+    )
+    assert robust["rejected"]["phrase"] == 2
+    assert "robust_would_drop" not in robust
+
+
 @pytest.fixture
 def run_cli(capfd: pytest.CaptureFixture[str]) -> Any:
     """Run the command line and return its last line."""
-    from potstill import main
 
     def run(*arguments: str) -> dict[str, Any]:
         assert main(list(arguments)) == 0

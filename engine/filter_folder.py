@@ -1,0 +1,214 @@
+"""The folder that `filter` writes: opened new, or as it was left; rows are counted, written and published together.
+
+Promises that the manifest names, with every shard, how far the sources were read by then, and that a folder goes on
+only under the settings that it began with. Knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import config as configuration
+from engine.columns import BadLine, Batch, Columns, Parsed, Parser
+from engine.config import Config
+from engine.errors import ConfigError, DataError, PotstillError, UsageError
+from engine.filter import RULES, Filter
+from engine.filter_batch import BatchFilter
+from engine.readers import Position
+from engine.robust_sample import RobustSample
+from engine.rows import Outcome
+from engine.run import locked
+from engine.shards import (
+    MANIFEST,
+    Manifest,
+    ShardWriter,
+    discard_unpublished,
+    disk,
+    read_lines,
+    read_manifest,
+    replace_file,
+    write_manifest,
+)
+
+FAILED_CHARS = 10_000
+"""A bad line is written to the failed shard up to so many characters; its source keeps the rest."""
+
+
+def fingerprint(settings: Config, sources: Sequence[str], columns: Columns) -> dict[str, Any]:
+    """Return everything that decides which rows come out, under its dotted key."""
+    flat = configuration.flatten(settings)
+    chosen = {key: value for key, value in flat.items() if key.startswith("filter.") and key != "filter.early"}
+    chosen.update({f"columns.{name}": value for name, value in msgspec.to_builtins(columns).items()})
+    chosen["sources"] = [os.path.abspath(source) if source != "-" else source for source in sources]
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(chosen))
+    return found
+
+
+class FilterFolder:
+    """An open output folder and the filter that fills it."""
+
+    def __init__(self, folder: Path, manifest: Manifest, settings: Config, *, zstd: bool, aborted: bool) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.filter = BatchFilter(Filter(settings.filter), aborted=aborted)
+        self.counts: Counter[str] = Counter()
+        self.rules: Counter[str] = Counter(dict.fromkeys(RULES, 0))
+        self.writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes, zstd=zstd)
+        self.last_failure = ""
+        self._robust = RobustSample(settings.filter)
+
+    def take(self, parser: Parser, batch: Batch, *, strict: bool) -> None:
+        """Judge a batch and write what became of it."""
+        scan = self.filter.scan(batch.data, batch.lines)
+        parsed = parser.parse(batch, joined=scan.joined)
+        if parsed.data is not batch.data:
+            scan = self.filter.scan(parsed.data, parsed.lines)
+        first = self.counts["asked"]
+        self.counts["asked"] += len(parsed.rows) + len(parsed.bad)
+        numbers: Sequence[int] = range(first, self.counts["asked"])
+        if parsed.bad:
+            numbers = self._fail(parsed, batch, numbers, strict=strict)
+        judged = self.filter.judge(parsed, numbers, scan)
+        self.rules.update(judged.rules)
+        self.counts["kept"] += len(judged.kept)
+        self.counts["skipped"] += judged.skips
+        self.writer.append("kept", judged.kept)
+        self.writer.append("rejected", judged.rejected, rows=judged.rules.total())
+        self.writer.append("skipped", judged.skipped, rows=judged.skips)
+        self._robust.look(parsed, judged.kept)
+
+    def _fail(self, parsed: Parsed, batch: Batch, numbers: Sequence[int], *, strict: bool) -> list[int]:
+        """Write the bad lines of a batch and return the numbers of its rows, between which they stand."""
+        bad = parsed.bad[0]
+        if strict:
+            raise DataError(f"{batch.name}:{bad.number}: {bad.reason}; mend the line, or leave out --strict")
+        failed = {numbers[place]: bad for place, bad in zip(parsed.bad_places, parsed.bad, strict=True)}
+        self.writer.append("failed", [_failed_line(batch.name, bad, number) for number, bad in failed.items()])
+        self.counts["failed"] += len(failed)
+        self.last_failure = f"{batch.name}:{bad.number}: {bad.reason}"
+        return [number for number in numbers if number not in failed]
+
+    def publish(self, position: Position) -> None:
+        """Publish what is written, together with how far the sources are read."""
+        self.manifest.position = msgspec.to_builtins(position)
+        self.writer.publish()
+
+    def finish(self, seconds: float) -> dict[str, Any]:
+        """Check the counts, write the summary and return it."""
+        total = self.counts["kept"] + self.counts["failed"] + self.counts["skipped"] + self.rules.total()
+        if total != self.counts["asked"]:
+            raise PotstillError(
+                f"counts do not add up: {self.counts['asked']} rows, {total} accounted for; report this"
+            )
+        self.manifest.summary = {
+            "asked": self.counts["asked"],
+            "kept": self.counts["kept"],
+            "rejected": dict(self.rules),
+            "skipped": self.counts["skipped"],
+            "failed": self.counts["failed"],
+            "seconds": round(seconds, 3),
+            "run": str(self.folder),
+            **self._robust.summary(),
+        }
+        self.manifest.finished = True
+        write_manifest(self.folder, self.manifest)
+        return self.manifest.summary
+
+    def restore(self, columns: Columns) -> None:
+        """Rebuild seen keys, caps and counts from the published shards."""
+        parser = Parser(columns, {*self.filter.fields(), "rule"})
+        for shard in self.manifest.shards:
+            self.counts["asked"] += shard.rows
+            if shard.kind in ("failed", "skipped"):
+                self.counts[shard.kind] += shard.rows
+                continue
+            for lines in _chunks(read_lines(self.folder, shard)):
+                self._take_in(parser.parse(Batch(shard.file, 1, lines)), shard.kind)
+
+    def _take_in(self, parsed: Parsed, kind: Outcome) -> None:
+        if parsed.bad:
+            raise DataError(
+                f"{self.folder}: a published {kind} row cannot be read ({parsed.bad[0].reason}); start again"
+            )
+        if kind == "kept":
+            self.counts["kept"] += len(parsed.rows)
+        else:
+            self.rules.update(row.rule for row in parsed.rows)
+        self.filter.restore(parsed.rows, kept=kind == "kept")
+
+
+def position_after(position: dict[str, int], sources: int) -> Position:
+    """Return the position behind the last source."""
+    return Position(source=max(sources, position.get("source", 0)))
+
+
+@contextmanager
+def open_folder(
+    folder: Path, settings: Config, wanted: dict[str, Any], *, zstd: bool, aborted: bool
+) -> Iterator[FilterFolder]:
+    """Open a folder, new or as it was left, locked against a second process.
+
+    `aborted` says that rows may come whose generation was ended early.
+
+    Raises: ConfigError where a setting has changed, UsageError where the folder holds something else.
+    """
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if (folder / MANIFEST).exists():
+            manifest = read_manifest(folder)
+            _check_same(folder, manifest, wanted)
+        else:
+            _check_empty(folder)
+            replace_file(folder / "config.toml", configuration.dump(settings))
+            manifest = Manifest(fingerprint=wanted, versions=_versions())
+            write_manifest(folder, manifest)
+        discard_unpublished(folder, manifest)
+        run = FilterFolder(folder, manifest, settings, zstd=zstd, aborted=aborted)
+        try:
+            yield run
+        finally:
+            run.writer.close()
+
+
+def _check_same(folder: Path, manifest: Manifest, wanted: dict[str, Any]) -> None:
+    for key, before, after in configuration.changed_keys(manifest.fingerprint, wanted):
+        raise ConfigError(
+            f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
+        )
+
+
+def _check_empty(folder: Path) -> None:
+    stray = next(iter(sorted(folder.glob("*.jsonl*"))), None)
+    if stray is not None:
+        raise UsageError(f"{folder} holds {stray.name} but no {MANIFEST}; choose another --out, or remove the files")
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "potstill": importlib.metadata.version("potstill")}
+
+
+def _failed_line(name: str, bad: BadLine, number: int) -> bytes:
+    text = bad.line[: 4 * FAILED_CHARS].decode("utf-8", "replace").rstrip("\r\n")
+    line = {"at": f"{name}:{bad.number}", "reason": bad.reason, "row_number": number, "text": text[:FAILED_CHARS]}
+    return msgspec.json.encode(line) + b"\n"
+
+
+def _chunks(lines: Iterator[bytes], size: int = 256) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    for line in lines:
+        chunk.append(line)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,102 @@
+"""The rows of an earlier run, kept and rejected ones in the order in which they were judged, to be judged again.
+
+Promises that what the earlier filter put into a row is taken out again, and nothing else. A row whose generation was
+ended early is marked by `aborted`: its output is not known whole. Prompts that were never asked, or failed, have no
+output and are left out. Reads runs of `generate` (by `index`) and of `filter` (by `row_number`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.columns import MARKS
+from engine.errors import DataError
+from engine.rows import Outcome
+from engine.shards import MANIFEST, Manifest, read_lines, read_manifest
+
+BATCH_ROWS = 256
+OWN = "_of_input"
+"""Put behind the name of a field of the input that is called like a mark."""
+
+
+def is_run(path: Path) -> bool:
+    """Say whether a folder is a run."""
+    return (path / MANIFEST).is_file()
+
+
+def run_lines(folder: Path, *, skip: int = 0) -> Iterator[list[bytes]]:
+    """Yield the lines of a run in the order in which they were judged, without the first `skip`.
+
+    Raises: DataError where a shard is not the one that was published.
+    """
+    manifest = read_manifest(folder)
+    lines = _of_filter(folder, manifest) if "sources" in manifest.fingerprint else _of_generate(folder, manifest)
+    rest = islice(lines, skip, None)
+    while batch := list(islice(rest, BATCH_ROWS)):
+        yield batch
+
+
+def _lines(folder: Path, manifest: Manifest, kind: Outcome) -> Iterator[bytes]:
+    for shard in manifest.of(kind):
+        yield from read_lines(folder, shard)
+
+
+class _Index(msgspec.Struct):
+    index: int
+
+
+def _of_generate(folder: Path, manifest: Manifest) -> Iterator[bytes]:
+    decoder = msgspec.json.Decoder(_Index)
+
+    def numbered(kind: Outcome) -> Iterator[tuple[int, bytes]]:
+        for line in _lines(folder, manifest, kind):
+            yield decoder.decode(line).index, unmarked(line) if kind == "rejected" else line
+
+    for _, line in heapq.merge(numbered("kept"), numbered("rejected"), key=lambda item: item[0]):
+        yield line
+
+
+class _Number(msgspec.Struct):
+    row_number: int
+
+
+def _of_filter(folder: Path, manifest: Manifest) -> Iterator[bytes]:
+    """Kept rows have no number: they fill the numbers that rejected and failed rows leave."""
+    decoder = msgspec.json.Decoder(_Number)
+    kept = _lines(folder, manifest, "kept")
+
+    def numbered(kind: Outcome) -> Iterator[tuple[int, bytes]]:
+        for line in _lines(folder, manifest, kind):
+            yield decoder.decode(line).row_number, b"" if kind == "failed" else unmarked(line)
+
+    number = 0
+    kinds: tuple[Outcome, ...] = ("rejected", "skipped", "failed")
+    for place, line in heapq.merge(*map(numbered, kinds), key=lambda item: item[0]):
+        between = list(islice(kept, place - number))
+        if len(between) != place - number:
+            raise DataError(f"{folder}: {place} kept rows are missing before row {place}; was a shard removed?")
+        yield from between
+        number = place + 1
+        if line:
+            yield line
+    yield from kept
+
+
+def unmarked(line: bytes) -> bytes:
+    """Take out of a rejected row what the filter put in."""
+    start = line.rfind(b',"rule":"')
+    # What `filter` put in stands at the end, and no text in JSON holds a bare quotation mark.
+    if start > 0 and b'"row_number":' in line[start:] and OWN.encode() not in line:
+        return line[:start] + b"}\n"
+    fields: dict[str, Any] = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    for mark in MARKS:
+        fields.pop(mark, None)
+    for name in [name for name in fields if name.endswith(OWN) and name.partition(OWN)[0] in MARKS]:
+        fields[name.removesuffix(OWN)] = fields.pop(name)
+    return msgspec.json.encode(fields) + b"\n"
