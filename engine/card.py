@@ -178,7 +178,7 @@ def _size(rows: int) -> str:
 
 
 def _section(manifest: Manifest, *prefixes: str) -> dict[str, Any]:
-    return {key: value for key, value in manifest.fingerprint.items() if key.startswith(prefixes)}
+    return {key: value for key, value in public(manifest.fingerprint).items() if key.startswith(prefixes)}
 
 
 def _yield(manifest: Manifest) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _yield(manifest: Manifest) -> dict[str, Any]:
 def _settings(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield settings as indented code, which no value can break out of."""
     for key, value in settings.items():
-        yield f"    {key} = {json.dumps(public(value), ensure_ascii=False)}"
+        yield f"    {key} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _code(text: str) -> str:

@@ -95,6 +95,8 @@ def _choose(request: Request) -> dict[str, Exporter]:
     """Return the exporters that were asked for and those whose rows they read, by name."""
     known = exporters()
     names = list(dict.fromkeys(request.to))
+    if not names:
+        raise UsageError(f"--to names no format; there are {', '.join(known)}")
     for name in names:
         if name not in known:
             raise UsageError(f"--to {name}: no such format; there are {', '.join(known)}")
@@ -128,6 +130,8 @@ def _settings(run: Path, request: Request) -> Config:
     path = run / "config.toml"
     overrides = list(request.overrides)
     if request.val_fraction is not None:
+        if not 0 <= request.val_fraction < 1:
+            raise UsageError(f"--val-fraction {request.val_fraction}: a share from 0 to below 1 is needed")
         overrides.append(f"train.val_fraction={request.val_fraction}")
     return configuration.load(path if path.exists() else None, overrides)
 

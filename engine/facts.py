@@ -15,7 +15,7 @@ import msgspec
 
 from engine.bundle import Facts, Teacher
 from engine.config import Config
-from engine.errors import MissingError, UsageError
+from engine.errors import DataError, MissingError, UsageError
 from engine.models import resolve_model
 from engine.shards import Manifest
 
@@ -23,6 +23,8 @@ UNTRAINED = "untrained"
 """Folder in a run of a student that was cut out of another model."""
 NOT_TOLD = ("endpoint",)
 """What a teacher's description says that is nobody else's business."""
+TYPED = ("filter.phrases", "sampling.stop")
+"""Settings that are texts, whatever they look like."""
 
 
 def facts_of(run: Path, manifest: Manifest, settings: Config, *, name: str | None, trains: bool) -> Facts:
@@ -42,7 +44,7 @@ def facts_of(run: Path, manifest: Manifest, settings: Config, *, name: str | Non
 def public(value: Any) -> Any:
     """Return a value as it may be told to others: a path in it is its last name only."""
     if isinstance(value, dict):
-        return {key: public(item) for key, item in value.items() if key not in NOT_TOLD}
+        return {key: item if key in TYPED else public(item) for key, item in value.items() if key not in NOT_TOLD}
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
     if isinstance(value, str) and is_local(value):
@@ -56,16 +58,25 @@ def is_local(spec: str) -> bool:
 
 
 def chat_template(student: str) -> str | None:
-    """Return the chat template of a model folder; None where it has none, or is not on this machine."""
+    """Return the chat template of a model folder; None where it has none, or is not on this machine.
+
+    Raises: DataError where its settings cannot be read.
+    """
     folder = Path(student)
     if not is_local(student) or not folder.is_dir():
         return None
-    own = folder / "chat_template.jinja"
+    own, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if own.is_file():
         return own.read_text(encoding="utf-8")
-    settings = folder / "tokenizer_config.json"
-    found = msgspec.json.decode(settings.read_bytes()).get("chat_template") if settings.is_file() else None
-    return found if isinstance(found, str) else None
+    if not settings.is_file():
+        return None
+    try:
+        found = msgspec.json.decode(settings.read_bytes(), type=_Tokenizer).chat_template
+    except msgspec.DecodeError as error:
+        raise DataError(f"{settings}: not a tokenizer's settings ({error}); restore the student's folder") from None
+    if isinstance(found, list):
+        return next((template.template for template in found if template.name == "default"), None)
+    return found
 
 
 def tokenizer_sha256(student: str) -> str | None:
@@ -81,6 +92,15 @@ def teacher_score(run: Path) -> tuple[float, int] | None:
     except (FileNotFoundError, msgspec.DecodeError):
         return None
     return summary.eval.teacher, summary.eval.items
+
+
+class _Template(msgspec.Struct):
+    name: str
+    template: str
+
+
+class _Tokenizer(msgspec.Struct):
+    chat_template: str | list[_Template] | None = None
 
 
 class _Scores(msgspec.Struct):

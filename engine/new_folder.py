@@ -50,7 +50,9 @@ def new_folder(target: Path) -> Iterator[Path]:
             yield half_made
             with disk(target):
                 (half_made / LOCK).unlink()
+                _sync(half_made)
                 half_made.rename(target)
+                _sync(target.parent)
         except BaseException:
             shutil.rmtree(half_made, ignore_errors=True)
             raise
@@ -61,6 +63,7 @@ def write_file(path: Path, data: bytes) -> None:
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+        _sync(path)
 
 
 def checksums(folder: Path, rows: Mapping[Path, int]) -> list[File]:
@@ -77,8 +80,17 @@ def checksum(folder: Path, path: Path, rows: int | None = None) -> File:
             sha256.update(chunk)
             xxh3.update(chunk)
             size += len(chunk)
-        os.fsync(file.fileno())
+        _sync(path)
     return File(path.relative_to(folder).as_posix(), size, sha256.hexdigest(), xxh3.hexdigest(), rows)
+
+
+def _sync(path: Path) -> None:
+    """Make a file or the entries of a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _clear(folder: Path) -> None:

@@ -37,7 +37,7 @@ FINGERPRINT = {
     "teacher.adapter": "",
     "sampling.temperature": 0.7,
     "filter.max_chars": 800,
-    "filter.phrases": ["i cannot", "`<script>alert(1)</script>`\n# no title", "| a cell |"],
+    "filter.phrases": ["i cannot", "`<script>alert(1)</script>`\n# no title", "| a cell |", "/think"],
     "filter.phrase_files": ["/home/somebody/lists/refusals.txt"],
 }
 

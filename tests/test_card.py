@@ -28,6 +28,7 @@ def test_the_card_tells_who_wrote_the_rows_what_was_left_out_and_what_they_may_b
         "`teacher-4b`",
         "sampling.temperature = 0.7",
         "filter.max_chars = 800",
+        '"/think"',
         "rejected.duplicate = 4",
         "raw 408 -> dedup 404",
         "trl sft --config trl/sft.yaml",

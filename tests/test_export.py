@@ -112,8 +112,10 @@ def test_chats_of_the_filter_are_refused(tmp_path: Path) -> None:
         (["nemo"], {}, UsageError, "--to nemo: no such format; there are alpaca, axolotl, "),
         (["trl"], {"overrides": []}, MissingError, "names no student"),
         (["openai"], {"name": "a b"}, UsageError, "--name a b: a plain word is needed"),
-        (["openai"], {"val_fraction": 1.5}, ConfigError, "val_fraction"),
-        (["openai"], {"val_fraction": 1.0}, DataError, r"no row to train on \(400 held out, 0 refused"),
+        ([], {}, UsageError, "--to names no format"),
+        (["openai"], {"val_fraction": 1.0}, UsageError, "--val-fraction 1.0: a share from 0 to below 1"),
+        (["openai"], {"overrides": ["train.val_fraction=1.0"]}, DataError, r"no row to train on \(400 held out, 0 ref"),
+        (["openai"], {"overrides": ["train.val_fractoin=1.0"]}, ConfigError, "did you mean val_fraction"),
         (["openai"], {"push_to": "owner/name"}, UsageError, "needs a format that can be sent; add hf"),
         (["trl"], {"overrides": ["student.init=prune", STUDENT]}, MissingError, "train first"),
         (["trl", "hf"], {"push_to": "o/n", "overrides": ["student.model={here}"]}, UsageError, "a folder of this"),
@@ -150,6 +152,10 @@ def test_a_student_s_own_template_travels_along(run: Path, tmp_path: Path) -> No
     assert told["model"] == "student"
     assert told["chat_template_sha256"] == hashlib.sha256(b"{{ messages }}").hexdigest()
     assert told["tokenizer_sha256"] == hashlib.sha256(b"{}").hexdigest()
+    several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    (student / "tokenizer_config.json").write_text(json.dumps({"chat_template": several, "eos_token": {}}))
+    out, _ = export_run(run, "trl", out=tmp_path / "several", overrides=[f"student.model={student}"])
+    assert (out / "chat_template.jinja").read_text() == "yes"
     (student / "chat_template.jinja").write_text("newer")
     out, _ = export_run(run, "trl", out=tmp_path / "c", overrides=[f"student.model={student}"])
     assert (out / "chat_template.jinja").read_text() == "newer"
