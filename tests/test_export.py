@@ -92,7 +92,7 @@ def test_rows_of_the_filter_under_their_own_column_names(tmp_path: Path) -> None
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = from_mapping({"filter": {"cap_per_template": 0}}, where="test")
     filter_rows([str(source)], tmp_path / "run", settings, columns=Columns(instruction="q", output="a", input="ctx"))
-    out, summary = export_run(tmp_path / "run", "alpaca", "hf")
+    out, summary = export_run(tmp_path / "run", "alpaca", "hf", val_fraction=0.3)
     assert sum(summary["rows"].values()) == 30
     rows = [row for part in read_both(out / "formats/alpaca") for row in part]
     assert sorted(row["output"] for row in rows) == sorted(line["a"] for line in lines)
@@ -200,3 +200,12 @@ def test_the_command_ends_with_its_counts_and_goes_without_the_network(run: Path
     summary = json.loads(result.stdout.splitlines()[-1])
     assert sum(summary["rows"].values()) == len(ROWS)
     assert Path(summary["export"]) == tmp_path / "b"
+
+
+def test_a_student_that_was_cut_out_of_another_is_named_by_its_folder(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ROWS[:40])
+    (run / "untrained").mkdir()
+    (run / "untrained/config.json").write_text("{}")
+    out, _ = export_run(run, "axolotl", overrides=[STUDENT, "student.init=prune"])
+    assert yaml.safe_load((out / "axolotl/config.yaml").read_text())["base_model"] == str(run / "untrained")
+    assert str(run) not in (out / "README.md").read_text() + (out / "manifest.json").read_text()
