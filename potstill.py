@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("evals.cli", "do every stage: generate, train, eval, report; resume at the stage that is not done"),
     "generate": ("engine.cli", "ask the teacher, filter its answers as they arrive, write sharded JSONL"),
     "filter": ("engine.cli", "filter rows that exist already"),
+    "explain": ("engine.cli", "why a row was dropped, what it duplicated, and what each rule cost each template"),
     "verify": ("engine.cli", "check a run: checksums, counts, and that the kept rows obey its filter"),
     "export": ("engine.cli", "write the kept rows, with configurations, in the forms that other trainers read"),
     "train": ("trainer.cli", "fine-tune the student on the kept rows of a run"),

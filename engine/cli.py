@@ -37,6 +37,18 @@ def _filter(args: argparse.Namespace) -> dict[str, Any]:
     return main(args)
 
 
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    from engine.explain import add_arguments
+
+    add_arguments(parser)
+
+
+def _explain(args: argparse.Namespace) -> dict[str, Any]:
+    from engine.explain import main
+
+    return main(args)
+
+
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
@@ -80,6 +92,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 COMMANDS = {
     "generate": Command(_generate_arguments, _generate),
     "filter": Command(_filter_arguments, _filter),
+    "explain": Command(_explain_arguments, _explain),
     "verify": Command(_verify_arguments, _verify),
     "export": Command(_export_arguments, _export),
 }
