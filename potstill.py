@@ -59,7 +59,8 @@ def _run(args: argparse.Namespace) -> int:
         return 130
     import orjson
 
-    print(orjson.dumps(result).decode(), flush=True)
+    if result:
+        print(orjson.dumps(result).decode(), flush=True)
     return 0
 
 

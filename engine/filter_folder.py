@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import msgspec
 from engine import config as configuration
 from engine.columns import BadLine, Batch, Columns, Parsed, Parser
 from engine.config import Config
-from engine.errors import ConfigError, DataError, PotstillError, UsageError
+from engine.errors import ConfigError, DataError, Interrupted, PotstillError, UsageError
 from engine.filter import RULES, Filter
 from engine.filter_batch import BatchFilter
 from engine.readers import Position
@@ -56,13 +57,15 @@ def fingerprint(settings: Config, sources: Sequence[str], columns: Columns) -> d
 class FilterFolder:
     """An open output folder and the filter that fills it."""
 
-    def __init__(self, folder: Path, manifest: Manifest, settings: Config, *, zstd: bool, aborted: bool) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, settings: Config, writer: ShardWriter | StdoutWriter, *, aborted: bool
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.filter = BatchFilter(Filter(settings.filter), aborted=aborted)
         self.counts: Counter[str] = Counter()
         self.rules: Counter[str] = Counter(dict.fromkeys(RULES, 0))
-        self.writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes, zstd=zstd)
+        self.writer = writer
         self.last_failure = ""
         self._robust = RobustSample(settings.filter)
 
@@ -120,7 +123,7 @@ class FilterFolder:
             **self._robust.summary(),
         }
         self.manifest.finished = True
-        write_manifest(self.folder, self.manifest)
+        self.writer.publish()
         return self.manifest.summary
 
     def restore(self, columns: Columns) -> None:
@@ -144,6 +147,30 @@ class FilterFolder:
         else:
             self.rules.update(row.rule for row in parsed.rows)
         self.filter.restore(parsed.rows, kept=kind == "kept")
+
+
+class StdoutWriter:
+    """Stands in for shards: kept lines go to standard output, the others nowhere."""
+
+    due = False
+
+    def append(self, kind: Outcome, lines: list[bytes], *, rows: int | None = None) -> None:
+        """Write kept lines."""
+        if kind != "kept":
+            return
+        try:
+            sys.stdout.buffer.writelines(lines)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # Python would complain once more when it closes standard output.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise Interrupted("whoever read standard output has stopped reading; the rest is not filtered") from None
+
+    def publish(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def position_after(position: dict[str, int], sources: int) -> Position:
@@ -173,7 +200,8 @@ def open_folder(
             manifest = Manifest(fingerprint=wanted, versions=_versions())
             write_manifest(folder, manifest)
         discard_unpublished(folder, manifest)
-        run = FilterFolder(folder, manifest, settings, zstd=zstd, aborted=aborted)
+        writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes, zstd=zstd)
+        run = FilterFolder(folder, manifest, settings, writer, aborted=aborted)
         try:
             yield run
         finally:

@@ -14,16 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine import config as configuration
 from engine.columns import Columns, Parser
 from engine.command import set_argument
 from engine.config import Config
 from engine.errors import UsageError
-from engine.filter_folder import FilterFolder, fingerprint, open_folder, position_after
+from engine.filter_folder import FilterFolder, StdoutWriter, fingerprint, open_folder, position_after
 from engine.funnel import funnel_line, yield_warning
 from engine.progress import note
-from engine.readers import Position, read
+from engine.readers import STDIN, Position, read
 from engine.run_rows import is_run
+from engine.shards import Manifest
 
 DEFAULT_COLUMNS = Columns()
 COLUMNS = ("instruction", "input", "output", "template")
@@ -38,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow, a dataset saved to disk, a run (its kept and "
         "rejected rows, under the run's own settings but for --set), or - for standard input",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write or to go on with")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder to write or to go on with; - writes kept rows to standard output, the summary to standard error",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration whose [filter] and [output] count")
     set_argument(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first line that is not a row")
@@ -52,7 +61,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run `potstill filter` and return its summary."""
     settings = configuration.load(_config_of(args.inputs, args.config), args.overrides)
     columns = Columns(messages=args.messages, **{name: getattr(args, name) for name in COLUMNS})
+    if str(args.out) == STDIN:
+        summary = _filter_to_stdout(args.inputs, settings, columns, strict=args.strict)
+        note(msgspec.json.encode(summary).decode())
+        return {}
     return filter_rows(args.inputs, args.out, settings, columns=columns, strict=args.strict, zstd=args.zstd)
+
+
+def _filter_to_stdout(sources: Sequence[str], settings: Config, columns: Columns, *, strict: bool) -> dict[str, Any]:
+    start = time.monotonic()
+    aborted = any(is_run(Path(source)) for source in sources)
+    run = FilterFolder(Path(STDIN), Manifest(), settings, StdoutWriter(), aborted=aborted)
+    _drive(run, sources, columns, strict=strict)
+    summary = run.finish(time.monotonic() - start)
+    _tell(run, summary)
+    return summary
 
 
 def filter_rows(

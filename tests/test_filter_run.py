@@ -354,6 +354,28 @@ def test_standard_input(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in lines_of(tmp_path / "out", "kept")] == expected_ids(rows)
 
 
+def test_standard_output(tmp_path: Path) -> None:
+    rows = rows_of(500)
+    source = write(tmp_path / "rows.jsonl", rows)
+    command = [sys.executable, "-m", "potstill", "filter", source, "--out", "-"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == expected_ids(rows)
+    assert json.loads(done.stderr.splitlines()[-1])["asked"] == 500
+    many = write(
+        tmp_path / "many.jsonl", [row | {"instruction": str(number)} for number, row in enumerate(rows_of(9000))]
+    )
+    process = subprocess.Popen([*command[:4], many, *command[5:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 130
+    assert "has stopped reading" in said
+    assert "Traceback" not in said
+
+
 def test_robust_is_counted_where_substring_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = ["I don\u2019t know that.", "I don't know that.", "A plain answer.", "Hawaii cannot be seen."]
     rows = [{"instruction": f"Say {number} things now", "output": output} for number, output in enumerate(outputs)]
