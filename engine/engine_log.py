@@ -1,4 +1,4 @@
-"""What vLLM prints while it starts: kept in a file, out of the user's sight, and read for the cause of a failure.
+"""What vLLM prints and logs: kept in a file, out of the user's sight, and read for the cause of a failure.
 
 Promises that nothing of it gets to stdout, that the file is deleted unless a failure points there, and that whoever
 set VLLM_LOGGING_LEVEL sees everything on stderr instead. Knows nothing of what the lines mean, but for an error's.
@@ -6,6 +6,7 @@ set VLLM_LOGGING_LEVEL sees everything on stderr instead. Knows nothing of what 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ class EngineLog:
         self._descriptor, name = tempfile.mkstemp(prefix="potstill-vllm-", suffix=".log")
         self._path = Path(name)
         self._keep = False
+        self._handler: logging.Handler = logging.NullHandler()
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -43,6 +45,12 @@ class EngineLog:
             _point(*kept)
             for descriptor in kept:
                 os.close(descriptor)
+
+    def adopt(self, logger: str) -> None:
+        """Write what a logger of this process says from now on here too, and nowhere else."""
+        if not self.shown:
+            self._handler = logging.FileHandler(self._path, encoding="utf-8")
+            logging.getLogger(logger).handlers = [self._handler]
 
     def explain(self, error: BaseException) -> str:
         """Keep the log, with the error in it, and say what the error was and where to read on."""
@@ -67,6 +75,7 @@ class EngineLog:
 
     def close(self) -> None:
         """Close the file, and delete it unless somebody was told to read it."""
+        self._handler.close()
         os.close(self._descriptor)
         if self.shown or not self._keep:
             self._path.unlink()

@@ -104,7 +104,14 @@ class ReplicaBackend:
         return {**self._replicas[0].described, "replicas": str(len(self._replicas))}
 
     async def add(self, prompts: Sequence[Prompt]) -> None:
-        self._waiting.extend(prompts)
+        refused = []
+        for prompt in prompts:
+            if _sendable(prompt):
+                self._waiting.append(prompt)
+            else:
+                refused.append(_unsendable(prompt))
+        if refused:
+            self._inbox.put_nowait((self._replicas[0], Answers(refused)))
         self._feed()
 
     async def abort(self, ids: Sequence[str]) -> None:
@@ -254,6 +261,19 @@ class _Replica:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:  # the other end is closed already
                 return
+
+
+def _sendable(prompt: Prompt) -> bool:
+    try:
+        _encode(prompt)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unsendable(prompt: Prompt) -> Completion:
+    error = "the prompt has no UTF-8 form: it holds half a surrogate pair"
+    return Completion(id=prompt.id, text="", finish_reason="error", error=error)
 
 
 def _error(number: int, message: Died) -> PotstillError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -51,7 +50,7 @@ class Engine(msgspec.Struct, frozen=True):
         return int(self.llm.llm_engine.model_config.max_model_len)
 
 
-def start_engine(teacher: Teacher, model: str, *, watched: bool, quiet: bool) -> Engine:
+def start_engine(teacher: Teacher, model: str, *, watched: bool) -> Engine:
     """Start vLLM in this thread.
 
     Raises: MissingError where there is no GPU for a CUDA build, or no chat template; ConfigError where vLLM refuses a
@@ -61,8 +60,6 @@ def start_engine(teacher: Teacher, model: str, *, watched: bool, quiet: bool) ->
     before = multiprocessing.active_children()
     with _collector_out_of_the_way():
         llm = _start(teacher, model, watched=watched)
-    if quiet:
-        logging.getLogger("vllm").setLevel(logging.ERROR)
     lora = _load_adapter(llm, teacher.adapter)
     tokenizer = copy.deepcopy(llm.get_tokenizer())  # the engine uses its own meanwhile, from another thread
     template = chat_template(tokenizer, teacher.model, teacher.adapter)

@@ -59,9 +59,8 @@ class EngineThread(threading.Thread):
     def run(self) -> None:
         try:
             with self._log.capture():
-                engine = self._engine = start_engine(
-                    self._teacher, self._model, watched=self._watch is not None, quiet=not self._log.shown
-                )
+                engine = self._engine = start_engine(self._teacher, self._model, watched=self._watch is not None)
+            self._log.adopt("vllm")
             if engine.processes:
                 threading.Thread(target=self._mourn, args=(engine.processes,), daemon=True).start()
             self._post(engine)
@@ -80,8 +79,7 @@ class EngineThread(threading.Thread):
         """Post the death of one of vLLM's processes: the step that waits for its answer never returns."""
         wait([process.sentinel for process in processes])
         if not self._closing.is_set():
-            codes = [process.exitcode for process in processes if process.exitcode is not None]
-            self._post(self._dead(ChildProcessError(f"the engine process ended with exit code {codes[0]}")))
+            self._post(self._dead(ChildProcessError("a process of vLLM's engine was killed, or ended by itself")))
 
     def _shut_down(self) -> None:
         self._closing.set()

