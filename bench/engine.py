@@ -101,9 +101,11 @@ def _raw(name: str, settings: Config, rounds: int) -> list[dict[str, Any]]:
     """Time vLLM's own offline calls, at the settings that the whole loop gives its engine."""
     from vllm import SamplingParams
 
-    from engine.vllm_backend import make_llm
+    from engine.models import resolve_model
+    from engine.vllm_start import start_engine
 
-    llm = make_llm(settings.teacher)
+    model = resolve_model(settings.teacher.model, key="teacher.model")
+    llm = start_engine(settings.teacher, model, watched=False).llm
     sampling = settings.sampling
     results = []
     for number in range(-1, rounds):

@@ -63,8 +63,9 @@ WATCH_TOKENS = 8
 class EchoBackend:
     """Answers by rule, at a simulated token rate; refusals, repeats, overlong and empty text in set shares.
 
-    The answer is a function of the prompt alone, and at temperature 0 of the question alone. Steps go like an engine's: every running prompt gains a token a
-    step, and a step takes running / tokens_per_s seconds, so what is aborted early costs less.
+    The answer is a function of the prompt alone, and at temperature 0 of the question alone. Steps go like an engine's:
+    every running prompt gains a token a step, and a step takes running / tokens_per_s seconds, so what is aborted early
+    costs less.
     """
 
     def __init__(self, echo: Echo, sampling: Sampling, *, watch: Watch | None = None) -> None:
