@@ -37,6 +37,6 @@ def yield_warning(asked: int, kept: int) -> str | None:
     if share < LOW_YIELD:
         return (
             f"warning: only {share:.0%} of the rows are kept; usually the prompts repeat (few slot values), the "
-            "teacher refuses or rambles (prompt, max_tokens), or a cap is low for the number of prompts: see rejected-*.jsonl"
+            "teacher refuses or rambles (prompt, max_tokens), or a cap is low for so many prompts: see rejected-*.jsonl"
         )
     return None

@@ -6,6 +6,7 @@ Reads only what is on disk. Promises to name the first thing that is wrong.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import msgspec
 
 from engine import config as configuration
+from engine.columns import Batch, Columns, Parser
 from engine.errors import DataError
-from engine.filter import Filter
-from engine.rows import Outcome, Row, Verdict
+from engine.filter import RULES, Filter
+from engine.filter_batch import BatchFilter
+from engine.rows import OUTCOMES, Outcome, Row, Verdict
+from engine.run_rows import is_run, run_lines
 from engine.shards import Manifest, Shard, check_shard, read_lines, read_manifest
 from engine.tally import Tally
 
@@ -28,6 +32,8 @@ def verify(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     for shard in manifest.shards:
         check_shard(folder, shard)
+    if "sources" in manifest.fingerprint:
+        return _verify_filtered(folder, manifest)
     tally, rules = Tally(), Filter(_filter_settings(manifest))
     for expected, (index, outcome, row, shard) in enumerate(_in_order(folder, manifest)):
         where = f"{folder / shard.file}: row {row.id}"
@@ -52,6 +58,52 @@ def _check_verdict(rules: Filter, outcome: Outcome, row: Row, where: str) -> Non
     found = "kept" if outcome == "kept" else row.rule
     if verdict.rule != found:
         raise DataError(f"{where} is filed as {found}, but the filter says {verdict.rule} ({verdict.reason})")
+
+
+def _verify_filtered(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Check what `potstill filter` wrote: judge the rows again in the order of the input, and compare what is kept."""
+    counts = Counter({kind: sum(shard.rows for shard in manifest.of(kind)) for kind in OUTCOMES})
+    rules = None if _ended_early(folder, manifest) else _judge_again(folder, manifest)
+    summary: dict[str, Any] = {"asked": counts.total(), "kept": counts["kept"]}
+    if rules is not None:
+        summary["rejected"] = {**dict.fromkeys(RULES, 0), **rules}
+    summary |= {"skipped": counts["skipped"], "failed": counts["failed"]}
+    for key, found in summary.items() if manifest.finished else ():
+        if manifest.summary.get(key) != found:
+            raise DataError(f"{folder}: the manifest says {key} = {manifest.summary.get(key)}, the shards hold {found}")
+    return {**summary, "shards": len(manifest.shards), "finished": manifest.finished, "run": str(folder)}
+
+
+def _ended_early(folder: Path, manifest: Manifest) -> bool:
+    """Say whether the rows came from a run, where some may have been ended early: those cannot be judged again."""
+    return any(is_run(Path(source)) for source in manifest.fingerprint["sources"])
+
+
+def _judge_again(folder: Path, manifest: Manifest) -> Counter[str]:
+    """Return how many rows each rule rejects.
+
+    Raises: DataError where another row is kept than the one that is filed as kept.
+    """
+    names = {
+        key.removeprefix("columns."): value for key, value in manifest.fingerprint.items() if key.startswith("columns.")
+    }
+    judge = BatchFilter(Filter(_filter_settings(manifest)))
+    parser = Parser(Columns(**names), judge.fields())
+    kept = (line for shard in manifest.of("kept") for line in read_lines(folder, shard))
+    rules: Counter[str] = Counter()
+    for lines in run_lines(folder):
+        batch = Batch(str(folder), 1, lines)
+        parsed = parser.parse(batch)
+        if parsed.bad:
+            raise DataError(f"{folder}: a filed row cannot be read: {parsed.bad[0].reason}")
+        judged = judge.judge(parsed, range(len(parsed.rows)), judge.scan(parsed.data, parsed.lines))
+        rules.update(judged.rules)
+        for line in judged.kept:
+            if next(kept, None) != line:
+                raise DataError(f"{folder}: the filter keeps a row that is not filed as kept here: {line[:120]!r}")
+    if next(kept, None) is not None:
+        raise DataError(f"{folder}: more rows are filed as kept than the filter keeps")
+    return +rules
 
 
 def _filter_settings(manifest: Manifest) -> configuration.Filter:

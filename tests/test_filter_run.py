@@ -15,13 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
+import xxhash
 
 from bench.naive import naive_passes
 from engine.config import RECIPE_PHRASES, Config, Output, load
 from engine.errors import ConfigError, DataError, DiskError, MissingError, PotstillError, UsageError
 from engine.filter_run import filter_rows
 from engine.shards import Manifest, check_shard, read_lines, read_manifest, write_manifest
+from engine.verify import verify
 from potstill import main
 
 SMALL = Config(output=Output(shard_bytes=20_000))
@@ -399,3 +403,27 @@ def run_cli(capfd: pytest.CaptureFixture[str]) -> Any:
         return found
 
     return run
+
+
+def test_verify_judges_a_filtered_folder_again(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    texts = ["fine answer 1", "fine answer 2", "no", "I cannot say", "fine answer 1", "fine answer 3"]
+    rows = [{"instruction": "Say a b c", "output": text} for text in texts]
+    source.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows) + b"{bad\n")
+    settings = load(None, ["filter.cap_per_template=2"])
+    summary = filter_rows([str(source)], tmp_path / "out", settings)
+    found = verify(tmp_path / "out")
+    for key in ("asked", "kept", "rejected", "skipped", "failed"):
+        assert found[key] == summary[key]
+    assert found["kept"] == 2
+    shard = tmp_path / "out" / "kept-00000.jsonl"
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join(reversed(lines)))
+    manifest = read_manifest(tmp_path / "out")
+    digest = xxhash.xxh3_128_hexdigest(shard.read_bytes())
+    manifest.shards = [
+        msgspec.structs.replace(one, xxh3=digest) if one.file == shard.name else one for one in manifest.shards
+    ]
+    write_manifest(tmp_path / "out", manifest)
+    with pytest.raises(DataError, match="not filed as kept here"):
+        verify(tmp_path / "out")
