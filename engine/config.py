@@ -63,9 +63,9 @@ class Teacher(Section, frozen=True):
     quantization: str | None = None
     """vLLM's name of the quantisation (`fp8`, `bitsandbytes`, ...); None reads it from the checkpoint."""
     max_model_len: Positive | None = None
-    """Longest prompt plus answer, in tokens; None takes the model's own."""
+    """Longest prompt plus answer, in tokens; None takes the model's own, or what memory holds."""
     max_num_seqs: Positive | None = None
-    """Prompts that run at once; None takes 256 on a CPU-sized model and 1024 on a large card."""
+    """Prompts that run at once; None takes 64 on a CPU, 512 for a model below 1 B, else what vLLM takes."""
     gpu_memory_utilization: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.9
     """Share of the card that one teacher may take."""
     tensor_parallel_size: Positive = 1

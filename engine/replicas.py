@@ -8,70 +8,29 @@ when this process does, however that ends, and that a worker's death is an Engin
 from __future__ import annotations
 
 import asyncio
-import atexit
-import gc
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from engine.backend import Backend, Watch, backend_here
+from engine.backend import Watch
 from engine.config import Sampling, Teacher
 from engine.errors import EngineError, MissingError, PotstillError
+from engine.replica_worker import Abort, Add, Answers, Died, Ready, encode, from_worker, work
 from engine.rows import Completion, Prompt
 
 START_S = 600.0
 """Longest wait for a replica to start: a large model compiles for minutes the first time."""
 STOP_S = 30.0
 """Longest wait for a replica to end by itself."""
-
-
-class Add(msgspec.Struct, tag=True):
-    """To a replica: ask these."""
-
-    prompts: list[Prompt]
-
-
-class Abort(msgspec.Struct, tag=True):
-    """To a replica: stop these."""
-
-    ids: list[str]
-
-
-class Ready(msgspec.Struct, tag=True):
-    """From a replica: it has started."""
-
-    capacity: int
-    teacher: dict[str, str]
-
-
-class Answers(msgspec.Struct, tag=True):
-    """From a replica: these are finished."""
-
-    completions: list[Completion]
-
-
-class Died(msgspec.Struct, tag=True):
-    """From a replica: its teacher is gone, and why; `usage` where the user can mend it."""
-
-    message: str
-    usage: bool = False
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_to_worker = msgspec.msgpack.Decoder(Add | Abort)
-_from_worker = msgspec.msgpack.Decoder(Ready | Answers | Died)
 
 
 class ReplicaBackend:
@@ -191,7 +150,7 @@ class _Replica:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, _share(teacher), sampling, watch, _environment(number, teacher))
-        self._process: BaseProcess = context.Process(target=_work, args=arguments, name=f"replica-{number}")
+        self._process: BaseProcess = context.Process(target=work, args=arguments, name=f"replica-{number}")
         self._process.start()
         theirs.close()
         self._reader: threading.Thread | None = None
@@ -203,7 +162,7 @@ class _Replica:
 
     def send(self, message: Add | Abort) -> None:
         try:
-            self._pipe.send_bytes(_encode(message))
+            self._pipe.send_bytes(encode(message))
         except OSError as error:
             raise EngineError(f"replica {self.number} is gone ({error.strerror or error})") from None
 
@@ -215,7 +174,7 @@ class _Replica:
         def read() -> None:
             while True:
                 try:
-                    message: Ready | Answers | Died = _from_worker.decode(self._pipe.recv_bytes())
+                    message: Ready | Answers | Died = from_worker.decode(self._pipe.recv_bytes())
                 except (EOFError, OSError):
                     message = Died("its process ended without a word; it may have been killed for memory")
                 try:
@@ -265,7 +224,7 @@ class _Replica:
 
 def _sendable(prompt: Prompt) -> bool:
     try:
-        _encode(prompt)
+        encode(prompt)
     except UnicodeEncodeError:
         return False
     return True
@@ -306,83 +265,3 @@ def _cards() -> list[str]:
         return [str(number) for number in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
     except OSError:
         return []
-
-
-def _work(
-    pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None, environment: dict[str, str]
-) -> None:
-    """Run a worker process: a teacher behind a pipe. Ctrl-C is the parent's business."""
-    # A session of its own: a Ctrl-C would otherwise end vLLM's processes below this one, which still finish rows.
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)  # stdout is the parent's, for results
-    os.environ.update(environment)
-    code = asyncio.run(_serve(pipe, teacher, sampling, watch))
-    atexit.register(os._exit, code)  # everything is closed by now, and taking vLLM's modules apart lasts seconds
-    sys.exit(code)
-
-
-async def _serve(pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None) -> int:
-    """Run a teacher until the pipe closes or it dies, and return the exit code."""
-    try:
-        async with backend_here(teacher, sampling, watch=watch) as backend:
-            _say(pipe, Ready(backend.capacity, backend.describe()))
-            await _relay(pipe, backend)
-            gc.freeze()  # this process ends: garbage need not be looked for any more
-    except Exception as error:
-        _die(pipe, error)
-        return 1
-    return 0
-
-
-async def _relay(pipe: Connection, backend: Backend) -> None:
-    """Pass orders in and answers out until the pipe closes."""
-    answering = asyncio.create_task(_answer(pipe, backend))
-    orders = asyncio.create_task(_obey(pipe, backend))
-    done, pending = await asyncio.wait({answering, orders}, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.wait(pending)
-    for task in done:
-        if error := task.exception():
-            # Said before anything is closed: a dead teacher may be slow to close, and the parent waits.
-            _die(pipe, error)
-            raise error
-
-
-def _die(pipe: Connection, error: BaseException) -> None:
-    if isinstance(error, PotstillError):
-        _say(pipe, Died(str(error), usage=error.exit_code == 2))
-    else:
-        traceback.print_exception(error)
-        _say(pipe, Died(f"{type(error).__name__}: {error}"))
-
-
-async def _obey(pipe: Connection, backend: Backend) -> None:
-    """Pass orders on until the pipe closes."""
-    while True:
-        try:
-            data = await asyncio.to_thread(pipe.recv_bytes)
-        except (EOFError, OSError):
-            return
-        order = _to_worker.decode(data)
-        if isinstance(order, Add):
-            await backend.add(order.prompts)
-        else:
-            await backend.abort(order.ids)
-
-
-async def _answer(pipe: Connection, backend: Backend) -> None:
-    while True:
-        completions = await backend.completions()
-        if completions:
-            _say(pipe, Answers(completions))
-        else:
-            await asyncio.sleep(0.001)
-
-
-def _say(pipe: Connection, message: Ready | Answers | Died) -> None:
-    try:
-        pipe.send_bytes(_encode(message))
-    except OSError:  # the parent is gone; the order thread sees the same and ends this worker
-        return
