@@ -78,7 +78,7 @@ class EngineLog:
         self._handler.close()
         os.close(self._descriptor)
         if self.shown or not self._keep:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)  # whoever cleans the folder of temporary files may be first
 
 
 def first_sentence(error: BaseException) -> str:
