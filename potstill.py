@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("bench.cli", "measure throughput side by side with the obvious alternatives"),
 }
 """Command -> (module that does it, one line of help)."""
+ROOMS = ("engine", "trainer", "evals", "bench")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +53,15 @@ def _run(args: argparse.Namespace) -> int:
             raise
         print(f"potstill {args.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if args.debug or error.name is None or error.name.partition(".")[0] in ROOMS:
+            raise
+        print(
+            f"potstill {args.command}: needs {error.name}, which is not installed; pip install 'potstill[cpu]', or "
+            "'potstill[gpu]' on a machine with CUDA",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         if args.debug:
             raise

@@ -191,10 +191,26 @@ class _Rows:
 
 
 def _rows(run: Path, manifest: Manifest) -> Iterator[tuple[str, Shown]]:
+    if "sources" in manifest.fingerprint:
+        yield from _filtered_rows(run, manifest)
+        return
     decoder = msgspec.json.Decoder(Shown)
     for shard in manifest.shards:
         for line in read_lines(run, shard):
             yield shard.kind, decoder.decode(line)
+
+
+def _filtered_rows(run: Path, manifest: Manifest) -> Iterator[tuple[str, Shown]]:
+    """Yield the rows of a folder that `potstill filter` wrote: somebody's own fields, and lines that are no rows."""
+    columns = {name: manifest.fingerprint[f"columns.{name}"] for name in ("instruction", "input", "output", "template")}
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    for shard in manifest.shards:
+        for number, line in enumerate(read_lines(run, shard)):
+            fields = decoder.decode(line)
+            own = {name: text for name, field in columns.items() if isinstance(text := fields.get(field), str)}
+            marks = {name: fields[name] for name in ("rule", "reason") if isinstance(fields.get(name), str)}
+            question = fields.get("text") if shard.kind == "failed" else msgspec.json.encode(fields).decode()
+            yield shard.kind, Shown(**({"instruction": str(question), "id": f"{shard.file}:{number}"} | own | marks))
 
 
 def _rule_order(lost: Counter[str]) -> list[str]:

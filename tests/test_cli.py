@@ -97,3 +97,26 @@ def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
     result = potstill(*arguments)
     assert result.returncode == 2
     assert "none is not a folder" in result.stderr
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    arguments = ["train", "data/quickstart.toml", "--data", str(tmp_path)]
+    potstill("generate", "data/echo.toml", "--out", str(tmp_path), "--set", "prompts.count=200")
+    code = f"import sys; sys.modules['torch'] = None; import potstill; sys.exit(potstill.main({arguments!r}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 2
+    assert "needs torch, which is not installed; pip install 'potstill[cpu]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_what_filter_wrote_can_be_verified_and_reported(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"q": "Say <b>", "a": "a fine answer"}\n{"q": "Say", "a": "no"}\n{bad\n')
+    folder = str(tmp_path / "out")
+    filtered = potstill("filter", str(tmp_path / "rows.jsonl"), "--out", folder, "--instruction", "q", "--output", "a")
+    assert filtered.returncode == 0, filtered.stderr
+    assert potstill("verify", folder).returncode == 0
+    result = potstill("report", folder)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "a fine answer" in page
+    assert "Say &lt;b&gt;" in page
