@@ -154,6 +154,7 @@ async def test_a_killed_engine_process_is_an_error_within_seconds(
 
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)  # TRL sets it, where a test before this one imported it
     before = set(psutil.Process().children())
     async with make_backend(tiny_teacher, SAMPLING) as backend:
         started = set(psutil.Process().children()) - before
