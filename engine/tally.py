@@ -82,6 +82,7 @@ class Tally:
             "kept": self.kept,
             "rejected": dict(self.rejected),
             "skipped": self.skipped,
+            "skipped_by": dict(self.skipped_by),
             "failed": self.failed,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
