@@ -20,8 +20,8 @@ from engine.errors import ConfigError, MissingError
 
 LOOP_PHRASES = 8
 """Up to so many phrases a loop of `in` is faster than an automaton (measured on outputs of 350 characters)."""
-SHIPPED = Path(__file__).resolve().parent.parent / "data" / "phrases"
-"""The lists that come with Potstill."""
+SHIPPED = Path(__file__).resolve().parent / "phrase_lists"
+"""The lists that come with Potstill, inside the package so that a wheel has them; `data/phrases` links here."""
 SHIPPED_PREFIX = "phrases:"
 """`phrases:refusals-en` names a shipped list instead of a file."""
 
