@@ -93,18 +93,22 @@ class ReplicaBackend:
         return done
 
     async def _start(self) -> None:
-        """Start the replicas one after another: vLLM measures free memory while it starts."""
+        """Start the replicas all at once: each is told how much memory it gets, so none measures what another takes."""
         loop = asyncio.get_running_loop()
         for number in range(self._teacher.replicas):
             replica = _Replica(number, self._teacher, self._sampling, self._watch)
             self._replicas.append(replica)
             replica.listen(loop, self._inbox)
+        deadline = loop.time() + START_S
+        while starting := [replica.number for replica in self._replicas if not replica.capacity]:
             try:
-                _, message = await asyncio.wait_for(self._inbox.get(), START_S)
+                replica, message = await asyncio.wait_for(self._inbox.get(), deadline - loop.time())
             except TimeoutError:
-                raise EngineError(f"replica {number} did not start in {START_S:.0f} s; see its output above") from None
+                raise EngineError(
+                    f"replica {starting[0]} did not start in {START_S:.0f} s; see its output above"
+                ) from None
             if isinstance(message, Died):
-                raise _error(number, message)
+                raise _error(replica.number, message)
             if isinstance(message, Ready):
                 replica.capacity, replica.described = message.capacity, message.teacher
         self.capacity = sum(replica.capacity for replica in self._replicas)
@@ -240,10 +244,10 @@ def _error(number: int, message: Died) -> PotstillError:
 
 
 def _share(teacher: Teacher) -> Teacher:
-    """Return one replica's part: a share of the card's memory."""
+    """Return one replica's part: its share of the card's memory, and in `replicas` how many share the card."""
     on_one_card = -(-teacher.replicas // max(1, len(_cards()) // teacher.tensor_parallel_size))
     utilization = teacher.gpu_memory_utilization / on_one_card
-    return msgspec.structs.replace(teacher, replicas=1, gpu_memory_utilization=utilization)
+    return msgspec.structs.replace(teacher, replicas=on_one_card, gpu_memory_utilization=utilization)
 
 
 def _environment(number: int, teacher: Teacher) -> dict[str, str]:

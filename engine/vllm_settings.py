@@ -13,7 +13,8 @@ from typing import Any
 
 from engine.backend import WATCH_TOKENS
 from engine.config import Sampling, Teacher
-from engine.errors import DataError
+from engine.errors import ConfigError, DataError
+from engine.model_hash import hub_folder
 from engine.rows import Prompt
 
 CPU_MAX_NUM_SEQS = 64
@@ -32,6 +33,10 @@ CAPTURE_SIZES = (
 )
 """Batch sizes, in tokens, with a CUDA graph. vLLM's own list ends at 512, so with short rows, where nearly every step
 also admits prompts, nearly no step would be one."""
+RESERVED_BYTES = 3 * 2**30
+"""Of a shared card, for each replica: its CUDA context, activations and CUDA graphs."""
+LEAST_CACHE_BYTES = 2**30
+"""KV cache below which a replica on a shared card is refused."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM has kernels for."""
 
@@ -49,6 +54,8 @@ def prepare_environment() -> None:
         # Torch's C++ warnings come out at the end of the process, wherever stderr points by then.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        # vLLM remembers how much memory it needed, and the next start on the same card does not measure it again.
+        "VLLM_ENABLE_STARTUP_PLAN": "1",
         "DO_NOT_TRACK": "1",
     }
     for name, value in defaults.items():
@@ -108,7 +115,38 @@ def _cuda(teacher: Teacher, model: str) -> dict[str, Any]:
         arguments["max_num_seqs"] = teacher.max_num_seqs
     elif _parameters(model, teacher) < SMALL_PARAMETERS:
         arguments["max_num_seqs"] = SMALL_MAX_NUM_SEQS
+    if teacher.replicas > 1:
+        from vllm.platforms import current_platform
+
+        card_bytes = int(current_platform.get_device_total_memory())
+        arguments["kv_cache_memory_bytes"] = cache_bytes(teacher, _weight_bytes(model, teacher), card_bytes)
     return arguments
+
+
+def cache_bytes(teacher: Teacher, weight_bytes: int, card_bytes: int) -> int:
+    """Return the KV cache of one of the replicas that share a card.
+
+    With a size given, vLLM does not measure what is free: replicas that start at once would measure each other.
+
+    Raises: ConfigError where so many replicas do not fit.
+    """
+    share = teacher.gpu_memory_utilization * card_bytes
+    weights = weight_bytes / teacher.tensor_parallel_size
+    left = int(share - weights - RESERVED_BYTES)
+    if left < LEAST_CACHE_BYTES:
+        raise ConfigError(
+            f"teacher.replicas: a card of {card_bytes / 2**30:.0f} GiB does not hold {teacher.replicas} of this model; "
+            f"each would have {share / 2**30:.1f} GiB, of which weights take {weights / 2**30:.1f} and the rest of "
+            f"vLLM {RESERVED_BYTES / 2**30:.0f}; take fewer"
+        )
+    return left
+
+
+def _weight_bytes(model: str, teacher: Teacher) -> int:
+    """Return the size of the weights' files, or estimate it where they are not here yet."""
+    folder = hub_folder(model, None)
+    on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
+    return on_disk or _parameters(model, teacher) * (4 if teacher.dtype == "float32" else 2)
 
 
 def _parameters(model: str, teacher: Teacher) -> int:

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 from engine.config import Sampling, Teacher
-from engine.errors import DataError
+from engine.errors import ConfigError, DataError
 from engine.rows import Prompt
-from engine.vllm_settings import CAPTURE_SIZES, engine_arguments, prepare_cpu, prepare_environment, sampling_params
+from engine.vllm_settings import (
+    CAPTURE_SIZES,
+    cache_bytes,
+    engine_arguments,
+    prepare_cpu,
+    prepare_environment,
+    sampling_params,
+)
 
 
 def cpu(**settings: Any) -> dict[str, Any]:
@@ -91,3 +98,11 @@ def test_a_row_is_sampled_with_its_own_seed_and_limit() -> None:
     assert (greedy.max_tokens, greedy.seed) == (20, None)
     assert params.output_kind.name == "FINAL_ONLY"
     assert greedy.output_kind.name == "DELTA"
+
+
+def test_replicas_that_share_a_card_are_given_their_memory_and_too_many_are_refused() -> None:
+    card = 80 * 2**30
+    quarter = Teacher(replicas=4, gpu_memory_utilization=0.9 / 4)
+    assert cache_bytes(quarter, 270_000_000, card) == pytest.approx(14.75 * 2**30, rel=0.01)
+    with pytest.raises(ConfigError, match=r"does not hold 4 of this model.*weights take 14.9"):
+        cache_bytes(quarter, 16_000_000_000, card)
