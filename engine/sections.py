@@ -162,7 +162,9 @@ class Student(Section, frozen=True):
     init: Literal["model", "prune"] = "model"
     """`prune` cuts a smaller student out of `model` by keeping some of its layers."""
     layers: Positive | tuple[Count, ...] | None = None
-    """With `prune`: how many layers to keep, evenly spaced, or which ones; None keeps half."""
+    """With `prune`: how many layers to keep, or which ones; None keeps half."""
+    layers_by: Literal["spacing", "importance"] = "spacing"
+    """Which layers `prune` keeps: evenly spaced ones, or those that change the run's own rows most."""
 
 
 class Train(Section, frozen=True):

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from students import tiny_student
 
+from engine.config import Student
 from engine.errors import ConfigError, MissingError
-from trainer.prune import choose_layers, prune
+from trainer.importance import block_influence, most_influential
+from trainer.prune import check_student, choose_layers, prune
 
 
 @given(st.integers(2, 80), st.data())
@@ -75,6 +77,65 @@ def test_kept_weights_are_the_model_s_own(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cut")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(whole).chat_template
     assert not list(tmp_path.glob("*.part"))
+
+
+def silenced(folder: Path, target: Path, layer: int) -> Path:
+    """Copy a model, with one layer that adds nothing to what passes through it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    silent = model.model.layers[layer]
+    silent.self_attn.o_proj.weight.data.zero_()
+    silent.mlp.down_proj.weight.data.zero_()
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+    return target
+
+
+@pytest.mark.model
+def test_the_layers_that_change_most_are_kept(tmp_path: Path) -> None:
+    whole = silenced(tiny_student(tmp_path / "whole", layers=5), tmp_path / "silenced", 2)
+    rows = [[10, 20, 30 + number] * 9 for number in range(300)]
+    made = prune(str(whole), tmp_path / "cut", 4, rows)
+    assert made.layers == (0, 1, 3, 4)
+    assert made.influence[2] == pytest.approx(0, abs=1e-6)
+    assert min(made.influence[layer] for layer in made.layers) > 1e-4
+    assert prune(str(whole), tmp_path / "again", 4, rows).influence == made.influence
+    # A layer that adds nothing is missed by nobody.
+    assert (logits(tmp_path / "cut") - logits(whole)).abs().max() < 1e-5
+
+
+@pytest.mark.model
+def test_influence_is_one_minus_the_mean_cosine(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_student(tmp_path, layers=3)).eval()
+    rows = [list(range(5, 25)), list(range(40, 47))]
+    states = [model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states for row in rows]
+    expected = []
+    for layer in (0, 1):  # behind the last one, the library shows only the normalised state
+        pairs = [torch.cosine_similarity(state[layer][0], state[layer + 1][0], dim=-1) for state in states]
+        expected.append(1 - torch.cat(pairs).mean().item())
+    assert block_influence(model, model.model.layers, rows)[:2] == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_influence_keeps_the_lower_layer() -> None:
+    assert most_influential([0.1, 0.5, 0.1, 0.3], 3) == (0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"layers": 1}, "student.layers cuts nothing"),
+        ({"layers_by": "importance"}, "student.layers_by = importance cuts nothing"),
+        ({"init": "prune", "layers_by": "importance", "layers": (0, 1)}, "has none to choose"),
+    ],
+)
+def test_keys_about_layers_that_do_nothing_are_a_sentence(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_student(Student(**keys))
+    check_student(Student(init="prune", layers_by="importance", layers=2))
 
 
 @pytest.mark.model

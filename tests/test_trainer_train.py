@@ -85,6 +85,19 @@ def test_a_pruned_student_learns_by_heart(tmp_path: Path, student: Path) -> None
     assert not (run / "train" / "checkpoints").exists()
 
 
+def test_pruning_by_importance_looks_at_the_run_s_rows(
+    tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, make_rows(20))
+    keys = {"init": "prune", "layers": 1, "layers_by": "importance"}
+    done = train(make_config(student, student_keys=keys, max_steps=1), run, run)
+    assert len(done.layers) == 1
+    said = capsys.readouterr().err
+    influence = [float(word) for word in said.partition("influence by layer: ")[2].split("\n")[0].split()]
+    assert done.layers == (influence.index(max(influence)),)
+    assert f"prune  1 of 2 layers ({done.layers[0]})" in said
+
+
 def test_an_adapter_leaves_the_model_alone(tmp_path: Path, student: Path) -> None:
     run = write_run(tmp_path, make_rows(60))
     config = make_config(student, tuning="lora", epochs=2, r=4, val_fraction=0.2)

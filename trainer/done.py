@@ -50,6 +50,8 @@ class Done(msgspec.Struct, kw_only=True):
     eval_loss: float | None
     """Of the student that was kept, over the held-out rows."""
     seconds: float
+    layers: tuple[int, ...] = ()
+    """Layers of `student.model` that pruning kept."""
     fingerprint: str
     versions: dict[str, str]
 

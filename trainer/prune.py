@@ -13,9 +13,11 @@ from typing import Any
 
 import msgspec
 
+from engine.config import Student
 from engine.errors import ConfigError
 from engine.shards import disk
 from trainer.folders import write_folder
+from trainer.importance import block_influence, most_influential
 from trainer.libraries import load_failure
 
 
@@ -26,10 +28,16 @@ class Pruned(msgspec.Struct, frozen=True):
     of_layers: int
     parameters: int
     of_parameters: int
+    influence: tuple[float, ...] = ()
+    """Of every layer of the whole model, where it was measured."""
 
 
-def prune(model: str, target: Path, layers: int | Sequence[int] | None) -> Pruned:
+def prune(
+    model: str, target: Path, layers: int | Sequence[int] | None, rows: Sequence[Sequence[int]] | None = None
+) -> Pruned:
     """Write a model with fewer layers, and its tokenizer, to a folder.
+
+    With rows of token ids, the layers that influence these most are kept; else evenly spaced ones.
 
     Raises: ConfigError where student.layers does not fit or the model is no plain decoder, MissingError where it does
     not load.
@@ -42,12 +50,32 @@ def prune(model: str, target: Path, layers: int | Sequence[int] | None) -> Prune
     decoder_layers = _layers(whole, model)
     before, total = whole.num_parameters(), len(decoder_layers)
     kept = choose_layers(total, layers)
+    influence: tuple[float, ...] = ()
+    if rows is not None:
+        influence = block_influence(_on_gpu(whole), decoder_layers, rows)
+        kept = most_influential(influence, len(kept))
     _cut(whole, kept)
     _check_loads(whole, model)
     with disk(target), write_folder(target) as folder:
         whole.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return Pruned(kept, total, whole.num_parameters(), before)
+    return Pruned(kept, total, whole.num_parameters(), before, influence)
+
+
+def check_student(student: Student) -> None:
+    """Check that the keys about layers go together.
+
+    Raises: ConfigError where one of them would do nothing.
+    """
+    if student.init == "model" and student.layers is not None:
+        raise ConfigError("student.layers cuts nothing while student.init = model; set student.init = prune")
+    if student.layers_by == "importance" and student.init == "model":
+        raise ConfigError("student.layers_by = importance cuts nothing while student.init = model; set it to prune")
+    if student.layers_by == "importance" and isinstance(student.layers, tuple):
+        raise ConfigError(
+            "student.layers names the layers to keep, so student.layers_by = importance has none to choose; "
+            "give student.layers as a number, or take student.layers_by out"
+        )
 
 
 def choose_layers(total: int, layers: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -69,6 +97,13 @@ def choose_layers(total: int, layers: int | Sequence[int] | None) -> tuple[int, 
             f"student.layers = {list(chosen)}: give rising layer numbers from 0 to {total - 1}, each once"
         )
     return chosen
+
+
+def _on_gpu(model: Any) -> Any:
+    """Move a model to where looking at it is fast."""
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def _layers(model: Any, name: str) -> Any:

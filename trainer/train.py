@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Config
-from engine.errors import ConfigError, TrainError
+from engine.errors import TrainError
 from engine.models import resolve_model
 from engine.progress import note
 from engine.shards import disk, read_manifest
@@ -28,7 +28,7 @@ from trainer.libraries import quiet, versions
 from trainer.memory import ROOMY, Need, check_card, estimate, read_config
 from trainer.plan import Dtype, Plan, look, make_plan
 from trainer.prepare import Prepared, prepare, summarise
-from trainer.prune import choose_layers, cut_config, prune
+from trainer.prune import check_student, choose_layers, cut_config, prune
 
 UNTRAINED = "untrained"
 STUDENT = "student"
@@ -44,6 +44,8 @@ class Job(msgspec.Struct, frozen=True):
     fingerprint: str
     start: str
     """Folder or Hugging Face id of the start model."""
+    layers: tuple[int, ...]
+    """Kept by pruning; none where it was not asked for."""
     need: Need
 
 
@@ -58,16 +60,17 @@ def train(config: Config, run: Path, out: Path) -> Done:
     if before is not None and done.is_done(out, before, wanted):
         note(f"train  {out} is trained already, with these settings and rows; nothing to do")
         return before
+    check_student(config.student)
     plan = make_plan(config.train, look())
     if plan.backend == "unsloth":
         unsloth_backend.patch()
     with quiet():
         prepared = prepare(config, run, manifest)
         checkpoint = done.begin(out, wanted, config)
-        start = _start_model(config, out)
+        start, layers = _start_model(config, prepared, out)
         need = _need(config, prepared, read_config(start), tuning=plan.tuning, dtype=plan.dtype)
         check_card(need, plan.memory_bytes)
-        return _fit(Job(config, plan, prepared, out, wanted, start, need), checkpoint)
+        return _fit(Job(config, plan, prepared, out, wanted, start, layers, need), checkpoint)
 
 
 def check(config: Config, run: Path) -> dict[str, Any]:
@@ -76,6 +79,7 @@ def check(config: Config, run: Path) -> dict[str, Any]:
     The memory is the one that the settings ask for, also where this machine could not honour them.
     Raises: as `train` does.
     """
+    check_student(config.student)
     with quiet():
         manifest = read_manifest(run)
         prepared = prepare(config, run, manifest)
@@ -94,19 +98,21 @@ def _need(config: Config, prepared: Prepared, start: Any, *, tuning: str, dtype:
     return estimate(start, config.train, tuning=tuning, dtype=dtype, tokens=steps.batch_size * longest)
 
 
-def _start_model(config: Config, out: Path) -> str:
-    """Return the model that training starts from; with init = prune it is cut first."""
+def _start_model(config: Config, prepared: Prepared, out: Path) -> tuple[str, tuple[int, ...]]:
+    """Return the model that training starts from; with init = prune it is cut first, and the kept layers are named."""
     model = resolve_model(config.student.model, key="student.model")
     if config.student.init == "model":
-        if config.student.layers is not None:
-            raise ConfigError("student.layers cuts nothing while student.init = model; set student.init = prune")
-        return model
-    cut = prune(model, out / UNTRAINED, config.student.layers)
+        return model, ()
+    by_importance = config.student.layers_by == "importance"
+    rows = [row.input_ids for row in prepared.train] if by_importance else None
+    cut = prune(model, out / UNTRAINED, config.student.layers, rows)
     note(
         f"prune  {len(cut.layers)} of {cut.of_layers} layers ({', '.join(map(str, cut.layers))}), "
         f"{cut.parameters / 1e6:.1f} of {cut.of_parameters / 1e6:.1f} M parameters"
     )
-    return str(out / UNTRAINED)
+    if cut.influence:
+        note("prune  influence by layer: " + " ".join(f"{value:.3f}" for value in cut.influence))
+    return str(out / UNTRAINED), cut.layers
 
 
 def _fit(job: Job, checkpoint: Path | None) -> Done:
@@ -180,6 +186,7 @@ def _finished(job: Job, trainer: Any, journal: Journal) -> Done:
         backend=job.plan.backend,
         tuning=job.plan.tuning,
         dtype=job.plan.dtype,
+        layers=job.layers,
         parameters=job.need.parameters,
         trained_parameters=sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
         rows=len(job.prepared.train),
