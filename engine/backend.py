@@ -16,6 +16,8 @@ from typing import Protocol, Self
 import xxhash
 
 from engine.config import Echo, Sampling, Teacher
+from engine.errors import ConfigError
+from engine.logprobs import pack
 from engine.rows import Completion, Prompt, Verdict
 
 Watch = Callable[[str], Verdict | None]
@@ -73,6 +75,7 @@ class EchoBackend:
         self._echo = echo
         self._max_tokens = sampling.max_tokens
         self._greedy = sampling.temperature == 0
+        self._logprobs = sampling.logprobs
         self._watch = watch
         self._running: dict[str, tuple[Prompt, str, int]] = {}
         self._waiting: dict[str, Prompt] = {}
@@ -137,6 +140,7 @@ class EchoBackend:
                     prompt_tokens=-(-len(prompt.question) // TOKEN_CHARS),
                     output_tokens=min(tokens, whole, limit),
                     verdict=verdict,
+                    logprobs=_made_up(partial, self._logprobs) if self._logprobs and not verdict else b"",
                 )
             )
 
@@ -163,14 +167,39 @@ class EchoBackend:
         return f"Answer {number % 10**6}: {prompt.question}"
 
 
+def _made_up(text: str, width: int) -> bytes:
+    """Return log-probabilities as a function of the text alone: a token is four characters, a vocabulary 50,000."""
+    ids, topk, values = [], [], []
+    scores = [-0.25 * (place + 1) for place in range(width)]
+    for start in range(0, len(text), TOKEN_CHARS):
+        token = xxhash.xxh32_intdigest(text[start : start + TOKEN_CHARS].encode("utf-8", "surrogatepass")) % 50_000
+        ids.append(token)
+        topk.append([(token + 7_919 * place) % 50_000 for place in range(width)])
+        values.append(scores)
+    return pack(ids, topk, values, [scores[0]] * len(ids))
+
+
+def check_teacher(teacher: Teacher, sampling: Sampling) -> None:
+    """Check what the settings ask of a teacher before anything is started.
+
+    Raises: ConfigError where it cannot do it.
+    """
+    if teacher.backend == "openai" and sampling.logprobs:
+        raise ConfigError(
+            "sampling.logprobs needs teacher.backend = vllm: an endpoint names candidates by text, not by token id; "
+            "set it to 0, or run the teacher here"
+        )
+
+
 def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None) -> Backend:
     """Return the backend that `teacher.backend` names; the library it needs is imported here and not before.
 
     vLLM gets a process of its own even alone: it changes torch, stdout and signals in the process that it runs in, and
     only a process gives back all of its memory. So `watch` must be picklable.
 
-    Raises: MissingError where its library or model is not there.
+    Raises: ConfigError where it cannot do what is asked, MissingError where its library or model is not there.
     """
+    check_teacher(teacher, sampling)
     if teacher.backend == "openai":
         from engine.openai_backend import OpenAIBackend
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import msgspec
 
-from engine.backend import Backend, make_backend
+from engine.backend import Backend, check_teacher, make_backend
 from engine.config import Config
 from engine.errors import EngineError, Interrupted, PotstillError
 from engine.exporter import metrics_server
 from engine.funnel import funnel_line, yield_warning
 from engine.gate import GATE_ROWS, Gate
+from engine.logprobs import record
 from engine.progress import Progress, note
 from engine.prompts import Source, open_source
 from engine.rows import Completion, Outcome, Prompt, row_of
@@ -52,6 +53,7 @@ def generate(
 async def _generate(
     settings: Config, folder: Path, resume: Resume, *, gate: bool, metrics_port: int | None
 ) -> dict[str, Any]:
+    check_teacher(settings.teacher, settings.sampling)
     greedy = settings.sampling.temperature == 0
     source = open_source(
         settings.prompts, run_seed=settings.sampling.seed, greedy=greedy, accepted=settings.output.accepted
@@ -184,10 +186,13 @@ class _Generation:
     async def _commit(self) -> None:
         """Write what is decided, in prompt order, and publish shards that are full."""
         lines: dict[Outcome, list[bytes]] = {}
+        records: list[bytes] = []
         for committed in self._steering.commit():
             lines.setdefault(committed.outcome, []).append(self._line(committed))
+            if committed.outcome == "kept" and committed.completion.logprobs:
+                records.append(record(committed.prompt.id, committed.completion.logprobs))
         if lines:
-            await asyncio.to_thread(self._write, lines)
+            await asyncio.to_thread(self._write, lines, records)
         if self._objection is not None:
             await asyncio.to_thread(self._run.writer.publish)
             raise PotstillError(self._objection)
@@ -202,7 +207,8 @@ class _Generation:
             self._objection, self._gate = self._gate.objection(), None
         return line
 
-    def _write(self, lines: dict[Outcome, list[bytes]]) -> None:
+    def _write(self, lines: dict[Outcome, list[bytes]], records: list[bytes]) -> None:
+        self._run.writer.append_logprobs(records)
         for outcome, rows in lines.items():
             self._run.writer.append(outcome, rows)
         if self._run.writer.due:

@@ -67,6 +67,8 @@ class Completion(msgspec.Struct, frozen=True):
     """Why there is no text; the row then counts as failed."""
     verdict: Verdict | None = None
     """Set where generation was ended early because the finished row would have been rejected."""
+    logprobs: bytes = b""
+    """The tokens' log-probabilities, packed by engine/logprobs.py; empty where they were not asked for."""
 
 
 class Verdict(msgspec.Struct, frozen=True):

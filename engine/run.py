@@ -21,6 +21,7 @@ from engine import config as configuration
 from engine.config import Config
 from engine.errors import ConfigError, MissingError, UsageError
 from engine.filter import Filter
+from engine.logprobs import check_present, left_records
 from engine.prompts import Source
 from engine.rows import OUTCOMES, Outcome, Row
 from engine.shards import (
@@ -98,7 +99,7 @@ def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume =
     with locked(folder):
         manifest = _resumed(folder, settings, source) if exists else _new(folder, settings, source)
         run = Run(folder, manifest, settings)
-        _recover(run)
+        _recover(run, logprobs=settings.sampling.logprobs > 0)
         try:
             yield run
         finally:
@@ -181,17 +182,25 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _recover(run: Run) -> None:
+def _recover(run: Run, *, logprobs: bool) -> None:
+    """Take in what is on disk; with `logprobs`, a kept row whose record is torn is asked again."""
+    check_present(run.folder, run.manifest)
     for shard in run.manifest.shards:
         for line in read_lines(run.folder, shard):
             _take_in(run, shard.kind, msgspec.json.decode(line, type=Row))
     found = _rows_by_index(leftovers(run.folder, run.manifest))
+    records = left_records(run.folder, run.manifest) if logprobs else {}
     lines: dict[Outcome, list[bytes]] = {}
+    scored: list[bytes] = []
     while run.position in found:
         kind, row, line = found[run.position]
+        if logprobs and kind == "kept":
+            if row.id not in records:
+                break
+            scored.append(records[row.id])
         lines.setdefault(kind, []).append(line)
         _take_in(run, kind, row)
-    publish_recovered(run.folder, run.manifest, lines)
+    publish_recovered(run.folder, run.manifest, lines, scored)
 
 
 def _take_in(run: Run, kind: Outcome, row: Row) -> None:

@@ -112,6 +112,8 @@ class Sampling(Section, frozen=True):
     """Strings that end an answer."""
     seed: int = 42
     """Run seed; each row's own seed is a hash of it and the prompt id."""
+    logprobs: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Log-probabilities of so many likeliest tokens at each place, beside the kept rows (`topk_kd`); 0 takes none."""
 
 
 class Filter(Section, frozen=True):

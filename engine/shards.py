@@ -7,7 +7,6 @@ published together, so the manifest always names a prefix of the run. Knows line
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,18 +16,30 @@ from typing import IO, Any
 import msgspec
 import xxhash
 
-from engine.errors import DataError, DiskError, MissingError
+from engine.errors import DataError, MissingError
+from engine.part import PART as PART
+from engine.part import ZSTD, Part, sync_folder
+from engine.part import disk as disk
 from engine.rows import OUTCOMES, SCHEMA_VERSION, Outcome
 from engine.zstd import open_zstd
 
 MANIFEST = "manifest.json"
-PART = ".part"
-ZSTD = ".zst"
-"""Behind the name of a shard that is compressed."""
-ZSTD_LEVEL = 3
 
 
-class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+LOGPROBS_SHARE = 8
+"""A kept shard is published, too, when its log-probabilities are so many times as large as a shard may be."""
+
+
+class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file beside a shard that holds more about the same rows (engine/logprobs.py)."""
+
+    file: str
+    bytes: int
+    xxh3: str
+    """xxh3-128 of the file, in hexadecimal."""
+
+
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One published file."""
 
     file: str
@@ -37,6 +48,8 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int
     xxh3: str
     """xxh3-128 of the file, in hexadecimal."""
+    logprobs: Sidecar | None = None
+    """The teacher's log-probabilities of these rows, where they were asked for."""
 
 
 class Manifest(msgspec.Struct, kw_only=True):
@@ -90,18 +103,7 @@ def replace_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     with disk(path):
         temporary.replace(path)
-        _sync_folder(path.parent)
-
-
-@contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Turn an OSError into one sentence that names the file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(f"{path}: the disk is full; free some space and run the same command again") from error
-        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
+        sync_folder(path.parent)
 
 
 class ShardWriter:
@@ -112,7 +114,8 @@ class ShardWriter:
         self.manifest = manifest
         self._suffix = ZSTD if zstd else ""
         self._shard_bytes = shard_bytes
-        self._parts: dict[Outcome, _Part] = {}
+        self._parts: dict[Outcome, Part] = {}
+        self._logprobs: Part | None = None
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -125,27 +128,39 @@ class ShardWriter:
             return
         part = self._parts.get(kind)
         if part is None:
-            part = self._parts[kind] = _Part(self._part_path(kind))
+            part = self._parts[kind] = Part(self._part_path(kind))
         part.append(lines, len(lines) if rows is None else rows)
+
+    def append_logprobs(self, records: list[bytes]) -> None:
+        """Append the records of kept rows that `append` is given next, so that no kept row is ever without."""
+        if not records:
+            return
+        if self._logprobs is None:
+            final = logprobs_path(self._final_path("kept"))
+            self._logprobs = Part(final.with_name(final.name + PART))
+        self._logprobs.append(records, len(records))
 
     @property
     def due(self) -> bool:
         """Say whether a shard has reached its size, so that it is time to publish."""
+        if self._logprobs is not None and self._logprobs.bytes >= LOGPROBS_SHARE * self._shard_bytes:
+            return True
         return any(part.bytes >= self._shard_bytes for part in self._parts.values())
 
     def publish(self) -> None:
         """Turn every `.part` into a shard of the manifest, durably."""
         shards = list(self.manifest.shards)
         for kind, part in sorted(self._parts.items()):
-            shards.append(part.publish(kind, self._final_path(kind)))
+            shards.append(published(part, kind, self._final_path(kind), self._logprobs if kind == "kept" else None))
         self._parts.clear()
-        _sync_folder(self.folder)
+        self._logprobs = None
+        sync_folder(self.folder)
         self.manifest.shards = shards
         write_manifest(self.folder, self.manifest)
 
     def close(self) -> None:
         """Close the files; what is not published stays in `.part` files for a resume."""
-        for part in self._parts.values():
+        for part in (*self._parts.values(), *([self._logprobs] if self._logprobs else [])):
             part.close()
         self._parts.clear()
 
@@ -159,42 +174,19 @@ class ShardWriter:
         return self.folder / f"{kind}-{self._number(kind):05d}.jsonl{self._suffix}"
 
 
-class _Part:
-    """An unpublished shard."""
+def logprobs_path(kept: Path) -> Path:
+    """Return where the log-probabilities of a kept shard lie."""
+    return kept.with_name(kept.name.replace("kept-", "logprobs-", 1).partition(".")[0] + ".bin")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bytes = 0
-        self._rows = 0
-        self._hash = xxhash.xxh3_128()
-        self._pack = _zstd_packer() if path.name.endswith(ZSTD + PART) else None
-        with disk(path):
-            self._file: IO[bytes] = path.open("wb", buffering=0)
 
-    def append(self, lines: list[bytes], rows: int) -> None:
-        data = b"".join(lines)
-        self._write(self._pack.compress(data) if self._pack else data)
-        self._rows += rows
-
-    def _write(self, data: bytes) -> None:
-        with disk(self.path):
-            written = 0
-            while written < len(data):
-                written += self._file.write(data[written:])
-        self._hash.update(data)
-        self.bytes += len(data)
-
-    def publish(self, kind: Outcome, final: Path) -> Shard:
-        if self._pack:
-            self._write(self._pack.flush())
-        with disk(self.path):
-            with self._file:
-                os.fsync(self._file.fileno())
-            self.path.replace(final)
-        return Shard(file=final.name, kind=kind, rows=self._rows, bytes=self.bytes, xxh3=self._hash.hexdigest())
-
-    def close(self) -> None:
-        self._file.close()
+def published(part: Part, kind: Outcome, final: Path, logprobs: Part | None = None) -> Shard:
+    """Give a part its final name, after the log-probabilities of its rows, and return its entry for the manifest."""
+    sidecar = None
+    if logprobs is not None:
+        logprobs.seal(logprobs_path(final))
+        sidecar = Sidecar(file=logprobs_path(final).name, bytes=logprobs.bytes, xxh3=logprobs.digest)
+    part.seal(final)
+    return Shard(file=final.name, kind=kind, rows=part.rows, bytes=part.bytes, xxh3=part.digest, logprobs=sidecar)
 
 
 def leftovers(folder: Path, manifest: Manifest) -> dict[Outcome, list[bytes]]:
@@ -205,41 +197,56 @@ def leftovers(folder: Path, manifest: Manifest) -> dict[Outcome, list[bytes]]:
     """
     lines: dict[Outcome, list[bytes]] = {}
     for kind in OUTCOMES:
-        for path in _unpublished(folder, manifest, kind):
+        for path in unpublished(folder, manifest, kind):
             lines.setdefault(kind, []).extend(_whole_lines(path))
     return lines
 
 
-def publish_recovered(folder: Path, manifest: Manifest, lines: dict[Outcome, list[bytes]]) -> None:
-    """Publish lines that an unfinished run left, then delete its unpublished files; safe to be killed anywhere."""
+def publish_recovered(
+    folder: Path, manifest: Manifest, lines: dict[Outcome, list[bytes]], records: list[bytes] | None = None
+) -> None:
+    """Publish lines that an unfinished run left, then delete its unpublished files; safe to be killed anywhere.
+
+    `records` are the log-probabilities of the kept ones, where the run has any.
+    """
     shards = list(manifest.shards)
     for kind in OUTCOMES:
         if lines.get(kind):
             final = folder / f"{kind}-{len(manifest.of(kind)):05d}.jsonl"
-            part = _Part(final.with_name(f"{final.name}.recovered{PART}"))
-            part.append(lines[kind], len(lines[kind]))
-            shards.append(part.publish(kind, final))
-    _sync_folder(folder)
+            logprobs = _recovered(logprobs_path(final), records) if kind == "kept" and records else None
+            shards.append(published(_recovered(final, lines[kind]), kind, final, logprobs))
+    sync_folder(folder)
     manifest.shards = shards
     write_manifest(folder, manifest)
     discard_unpublished(folder, manifest)
 
 
+def _recovered(final: Path, pieces: list[bytes]) -> Part:
+    part = Part(final.with_name(f"{final.name}.recovered{PART}"))
+    part.append(pieces, len(pieces))
+    return part
+
+
 def discard_unpublished(folder: Path, manifest: Manifest) -> None:
     """Delete what an unfinished run wrote and did not publish."""
-    for kind in OUTCOMES:
-        for path in _unpublished(folder, manifest, kind):
+    for name in (*OUTCOMES, "logprobs"):
+        for path in unpublished(folder, manifest, name):
             with disk(path):
                 path.unlink()
 
 
-def _unpublished(folder: Path, manifest: Manifest, kind: Outcome) -> list[Path]:
+def unpublished(folder: Path, manifest: Manifest, name: str) -> list[Path]:
+    """Return the files of one kind of row, or of `logprobs`, that the manifest does not name."""
     named = {shard.file for shard in manifest.shards}
-    files = [
-        *folder.glob(f"{kind}-*.jsonl"),
-        *folder.glob(f"{kind}-*.jsonl{ZSTD}"),
-        *folder.glob(f"{kind}-*.jsonl*{PART}"),
-    ]
+    named |= {shard.logprobs.file for shard in manifest.shards if shard.logprobs}
+    if name == "logprobs":
+        files = [*folder.glob("logprobs-*.bin"), *folder.glob(f"logprobs-*.bin*{PART}")]
+    else:
+        files = [
+            *folder.glob(f"{name}-*.jsonl"),
+            *folder.glob(f"{name}-*.jsonl{ZSTD}"),
+            *folder.glob(f"{name}-*.jsonl*{PART}"),
+        ]
     return sorted(path for path in files if path.name not in named)
 
 
@@ -294,18 +301,3 @@ def check_shard(folder: Path, shard: Shard) -> None:
         raise DataError(
             f"{path}: the shard is not the one that was published (checksum differs); restore it or generate again"
         )
-
-
-def _zstd_packer() -> Any:
-    import zstandard
-
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj()
-
-
-def _sync_folder(folder: Path) -> None:
-    with disk(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -18,6 +18,7 @@ from engine.columns import Batch, Columns, Parser
 from engine.errors import DataError
 from engine.filter import RULES, Filter
 from engine.filter_batch import BatchFilter
+from engine.logprobs import check_logprobs
 from engine.rows import OUTCOMES, Outcome, Row, Verdict
 from engine.run_rows import is_run, run_lines
 from engine.shards import Manifest, Shard, check_shard, read_lines, read_manifest
@@ -32,6 +33,10 @@ def verify(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     for shard in manifest.shards:
         check_shard(folder, shard)
+        if shard.logprobs is not None:
+            check_logprobs(folder, shard)
+        elif shard.kind == "kept" and manifest.fingerprint.get("sampling.logprobs"):
+            raise DataError(f"{folder / shard.file}: has no log-probabilities, though they were asked for")
     if "sources" in manifest.fingerprint:
         return _verify_filtered(folder, manifest)
     tally, rules = Tally(), Filter(_filter_settings(manifest))

@@ -71,7 +71,7 @@ def prepare_cpu() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
-def engine_arguments(teacher: Teacher, model: str, *, watched: bool, cpu: bool) -> dict[str, Any]:
+def engine_arguments(teacher: Teacher, model: str, *, watched: bool, cpu: bool, logprobs: int = 0) -> dict[str, Any]:
     """Return the arguments of `LLM(...)`; `teacher.engine_args` goes on top."""
     arguments: dict[str, Any] = {
         "model": model,
@@ -86,6 +86,9 @@ def engine_arguments(teacher: Teacher, model: str, *, watched: bool, cpu: bool) 
         "use_tqdm_on_load": False,
         "stream_interval": WATCH_TOKENS if watched else 1,
     }
+    if logprobs:
+        # Raw: before temperature, so that a trainer may choose its own.
+        arguments |= {"max_logprobs": logprobs, "logprobs_mode": "raw_logprobs"}
     if teacher.adapter:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(Path(teacher.adapter))}
     arguments |= _cpu(teacher) if cpu else _cuda(teacher, model)
@@ -190,7 +193,13 @@ def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any
         seed=prompt.seed if sampling.temperature > 0 else None,
         output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nobody else holds it, and the deep copy is half of what adding a request costs
+        **(_scoring(sampling) if sampling.logprobs else {}),
     )
+
+
+def _scoring(sampling: Sampling) -> dict[str, Any]:
+    """Ask for log-probabilities in the cheapest form: numbers in flat lists, and no text of any candidate."""
+    return {"logprobs": sampling.logprobs, "flat_logprobs": True, "detokenize": bool(sampling.stop)}
 
 
 def answer_tokens(sampling: Sampling, prompt: Prompt) -> int:

@@ -50,8 +50,8 @@ class Engine(msgspec.Struct, frozen=True):
         return int(self.llm.llm_engine.model_config.max_model_len)
 
 
-def start_engine(teacher: Teacher, model: str, *, watched: bool) -> Engine:
-    """Start vLLM in this thread.
+def start_engine(teacher: Teacher, model: str, *, watched: bool, logprobs: int = 0) -> Engine:
+    """Start vLLM in this thread; `logprobs` is the most candidates a token that a prompt may ask for.
 
     Raises: MissingError where there is no GPU for a CUDA build, or no chat template; ConfigError where vLLM refuses a
     setting or does not know a key of `teacher.engine_args`; whatever vLLM raises where it does not start.
@@ -59,7 +59,7 @@ def start_engine(teacher: Teacher, model: str, *, watched: bool) -> Engine:
     prepare_environment()
     before = multiprocessing.active_children()
     with _collector_out_of_the_way():
-        llm = _start(teacher, model, watched=watched)
+        llm = _start(teacher, model, watched=watched, logprobs=logprobs)
     lora = _load_adapter(llm, teacher.adapter)
     tokenizer = copy.deepcopy(llm.get_tokenizer())  # the engine uses its own meanwhile, from another thread
     template = chat_template(tokenizer, teacher.model, teacher.adapter)
@@ -87,7 +87,7 @@ def _collector_out_of_the_way() -> Iterator[None]:
         gc.enable()
 
 
-def _start(teacher: Teacher, model: str, *, watched: bool) -> Any:
+def _start(teacher: Teacher, model: str, *, watched: bool, logprobs: int) -> Any:
     from pydantic import ValidationError
     from vllm import LLM
     from vllm.platforms import current_platform
@@ -99,7 +99,7 @@ def _start(teacher: Teacher, model: str, *, watched: bool) -> Any:
         )
     if current_platform.is_cpu():
         prepare_cpu()
-    arguments = engine_arguments(teacher, model, watched=watched, cpu=current_platform.is_cpu())
+    arguments = engine_arguments(teacher, model, watched=watched, cpu=current_platform.is_cpu(), logprobs=logprobs)
     try:
         return LLM(**arguments)
     except ValidationError as error:

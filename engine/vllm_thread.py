@@ -20,6 +20,7 @@ from engine.engine_log import EngineLog
 from engine.errors import EngineError, PotstillError
 from engine.render import Rendered
 from engine.rows import Completion
+from engine.vllm_answers import Answers, ScoredAnswers
 from engine.vllm_settings import answer_tokens, sampling_params
 from engine.vllm_start import Engine, start_engine
 
@@ -38,7 +39,7 @@ class EngineThread(threading.Thread):
         self._watch = watch
         self._post = post
         self._orders: queue.SimpleQueue[list[Rendered] | tuple[str, ...] | None] = queue.SimpleQueue()
-        self._partial: dict[str, tuple[str, int]] = {}
+        self._answers: Answers | ScoredAnswers = Answers(watch)
         self._closing = threading.Event()
         self._log = EngineLog()
         self._engine: Engine | None = None
@@ -59,10 +60,19 @@ class EngineThread(threading.Thread):
     def run(self) -> None:
         try:
             with self._log.capture():
-                engine = self._engine = start_engine(self._teacher, self._model, watched=self._watch is not None)
+                engine = self._engine = start_engine(
+                    self._teacher, self._model, watched=self._watch is not None, logprobs=self._sampling.logprobs
+                )
             self._log.adopt("vllm")
             if engine.processes:
                 threading.Thread(target=self._mourn, args=(engine.processes,), daemon=True).start()
+            if self._sampling.logprobs:
+                self._answers = ScoredAnswers(
+                    self._watch,
+                    width=self._sampling.logprobs,
+                    tokenizer=engine.llm.get_tokenizer(),
+                    decoded=bool(self._sampling.stop),
+                )
             self._post(engine)
             self._loop(engine)
         except PotstillError as error:
@@ -143,14 +153,13 @@ class EngineThread(threading.Thread):
 
     def _drop(self, vllm: Any, ids: Sequence[str]) -> None:
         vllm.abort_request(list(ids))
-        for prompt_id in ids:
-            self._partial.pop(prompt_id, None)
+        self._answers.forget(ids)
 
     def _answer(self, vllm: Any, outputs: list[Any]) -> None:
         """Hand over what a step finished, and what need not be finished."""
         done, hopeless = [], []
         for output in outputs:
-            completion = self._completion(output)
+            completion = self._answers.take(output)
             if completion is None:
                 continue
             done.append(completion)
@@ -160,23 +169,3 @@ class EngineThread(threading.Thread):
             self._drop(vllm, hopeless)
         if done:
             self._post(done)
-
-    def _completion(self, output: Any) -> Completion | None:
-        """Return the completion that an output makes, or None where the row goes on."""
-        answer = output.outputs[0]
-        text, tokens = self._partial.pop(output.request_id, ("", 0))
-        text, tokens = text + answer.text, tokens + len(answer.token_ids)
-        verdict = self._watch(text) if self._watch is not None and not output.finished else None
-        if not output.finished and verdict is None:
-            self._partial[output.request_id] = (text, tokens)
-            return None
-        reason = answer.finish_reason if output.finished else "abort"
-        return Completion(
-            id=output.request_id,
-            text=text,
-            finish_reason=reason,
-            prompt_tokens=len(output.prompt_token_ids),
-            output_tokens=tokens,
-            error="vLLM failed to answer this prompt" if reason == "error" else "",
-            verdict=verdict,
-        )
