@@ -28,6 +28,16 @@ PIECES = [
 TEXT = st.lists(st.one_of(st.sampled_from(PIECES), st.text(st.characters(), max_size=3)), max_size=8).map("".join)
 
 
+class AsksTwice:
+    """A rule of one's own that decides early."""
+
+    def feed(self, partial: str) -> str | None:
+        return "asks twice" if partial.count("?") > 1 else None
+
+    def finish(self, draft: Draft) -> str | None:
+        return self.feed(draft.output)
+
+
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[settings.Rule]]:
     """Settings of every rule, under its name."""
@@ -54,7 +64,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[settings.
         settings.Format(schema=str(schema)),
         settings.Format(regex=r"[^?]*"),
         settings.Tokens(tokenizer=str(folder), min_tokens=1, max_tokens=9),
-        settings.Own(path="test_filter_rules:NoQuestion"),
+        settings.Own(path=f"{__name__}:AsksTwice"),
     ]
     table: dict[str, list[settings.Rule]] = {}
     for rule in found:
@@ -137,7 +147,7 @@ def test_no_rule_is_asked_early_behind_one_that_remembers() -> None:
     form, near = settings.Format(json=True), settings.NearDuplicate()
     assert OptionalRules([form, near]).feed("Sure") is not None
     assert OptionalRules([near, form]).feed("Sure") is None
-    asks = settings.Own(path="test_filter_rules:NoQuestion")
+    asks = settings.Own(path=f"{__name__}:AsksTwice")
     assert OptionalRules([asks, form]).feed("? ?") is not None
     assert OptionalRules([asks, form]).feed("Sure") is None
 
