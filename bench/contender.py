@@ -121,7 +121,13 @@ def _stock(settings: Config) -> Any:
     teacher = settings.teacher
     chosen = {key: value for key, value in teacher.engine_args.items() if key != "compilation_config"}
     model = resolve_model(teacher.model, key="teacher.model")
-    return LLM(model, max_model_len=teacher.max_model_len, disable_log_stats=True, **chosen)
+    return LLM(
+        model,
+        max_model_len=teacher.max_model_len,
+        gpu_memory_utilization=teacher.gpu_memory_utilization,
+        disable_log_stats=True,
+        **chosen,
+    )
 
 
 def _ours(settings: Config, model: str) -> Any:

@@ -109,6 +109,8 @@ class _Child:
         command += [part for override in args.overrides for part in ("--set", override)]
         if args.cache_gib:
             command += ["--set", f"teacher.engine_args.kv_cache_memory_bytes={int(args.cache_gib * 2**30)}"]
+            # With a cache of a given size, this is no more than a check of what is free at the start.
+            command += ["--set", "teacher.gpu_memory_utilization=0.02"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def listen(self) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _cuda(teacher: Teacher, model: str) -> dict[str, Any]:
         arguments["max_num_seqs"] = teacher.max_num_seqs
     elif _parameters(model, teacher) < SMALL_PARAMETERS:
         arguments["max_num_seqs"] = SMALL_MAX_NUM_SEQS
-    if teacher.replicas > 1:
+    if teacher.replicas > 1 and "kv_cache_memory_bytes" not in teacher.engine_args:
         from vllm.platforms import current_platform
 
         card_bytes = int(current_platform.get_device_total_memory())
