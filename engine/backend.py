@@ -8,11 +8,13 @@ aborted, and that `EngineError` is raised where the teacher is gone. It knows no
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+import msgspec
 import xxhash
 
 from engine.config import Echo, Sampling, Teacher
@@ -155,6 +157,8 @@ class EchoBackend:
         echo = self._echo
         varying = "" if self._greedy else f"{prompt.id}\x1f{prompt.seed}"
         number = xxhash.xxh3_64_intdigest(f"{prompt.question}\x1f{varying}".encode())
+        if prompt.constraint and prompt.constraint.choice:
+            return prompt.constraint.choice[number % len(prompt.constraint.choice)]
         draw = number / 2**64
         if draw < echo.refusals:
             return f"Sorry, I cannot help with that. You asked: {prompt.question}"
@@ -184,6 +188,14 @@ def check_teacher(teacher: Teacher, sampling: Sampling) -> None:
 
     Raises: ConfigError where it cannot do it.
     """
+    if sampling.samples > 1 and sampling.temperature == 0:
+        raise ConfigError("sampling.samples: at temperature 0 all samples are the same; raise sampling.temperature")
+    if sampling.consensus != "none" and sampling.samples < 2:
+        raise ConfigError("sampling.consensus needs samples to vote; set sampling.samples = 8, for example")
+    try:
+        re.compile(sampling.consensus_pattern)
+    except re.error as error:
+        raise ConfigError(f"sampling.consensus_pattern is no regular expression ({error})") from None
     if teacher.backend == "openai" and sampling.logprobs:
         raise ConfigError(
             "sampling.logprobs needs teacher.backend = vllm: an endpoint names candidates by text, not by token id; "
@@ -200,6 +212,11 @@ def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = 
     Raises: ConfigError where it cannot do what is asked, MissingError where its library or model is not there.
     """
     check_teacher(teacher, sampling)
+    if sampling.consensus != "none":
+        from engine.consensus import ConsensusBackend
+
+        one = msgspec.structs.replace(sampling, samples=1, consensus="none")
+        return ConsensusBackend(make_backend(teacher, one), sampling)
     if teacher.backend == "openai":
         from engine.openai_backend import OpenAIBackend
 

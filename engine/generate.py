@@ -66,7 +66,11 @@ async def generate_with(
     check_teacher(settings.teacher, settings.sampling)
     greedy = settings.sampling.temperature == 0
     source = open_source(
-        settings.prompts, run_seed=settings.sampling.seed, greedy=greedy, accepted=settings.output.accepted
+        settings.prompts,
+        run_seed=settings.sampling.seed,
+        greedy=greedy,
+        accepted=settings.output.accepted,
+        samples=settings.sampling.samples if settings.sampling.consensus == "none" else 1,
     )
     with open_run(folder, settings, source, resume=resume) as run:
         if run.manifest.finished:

@@ -17,7 +17,7 @@ import orjson
 
 from engine.backend import TOKEN_CHARS, WATCH_TOKENS
 from engine.config import Sampling, Teacher
-from engine.rows import Completion, Prompt, Verdict
+from engine.rows import Completion, Constraint, Prompt, Verdict
 
 Trouble = Literal["transient", "prompt", "key", "model", "path", "quota"]
 """Whose fault a refusal is: nobody's for long, this prompt's, or a setting's (then no prompt can be answered)."""
@@ -92,10 +92,22 @@ class Request:
             "seed": prompt.seed,
             "max_tokens": prompt.max_tokens or self._max_tokens,
         }
+        if prompt.constraint is not None:
+            own |= _form(prompt.constraint)
         try:
             return orjson.dumps(self._settings | own)
         except orjson.JSONEncodeError as error:
             raise RefusedError(f"the prompt cannot be sent: {error}") from None
+
+
+def _form(constraint: Constraint) -> dict[str, Any]:
+    """Hold an answer to a form: a schema as OpenAI has it; the rest only vLLM's server knows."""
+    if constraint.json_schema:
+        schema = {"name": "answer", "schema": orjson.loads(constraint.json_schema), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    if constraint.regex:
+        return {"structured_outputs": {"regex": constraint.regex}}
+    return {"structured_outputs": {"choice": list(constraint.choice)}}
 
 
 class Stream:

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import xxhash
 
 from engine.config import Prompts
+from engine.constraints import constraint_of
 from engine.errors import ConfigError, DataError
-from engine.rows import Message, Prompt, Role, hash_id, row_seed
+from engine.rows import Constraint, Message, Prompt, Role, hash_id, row_seed
 from engine.templates import Template, content_hash, decode_line, disjoint, load_templates, numbered_lines
 
 DEFAULT_COUNT = 1000
@@ -120,6 +122,7 @@ class TemplateSource(Source):
             prefix=template.prefix,
             max_tokens=template.max_tokens,
             seed=row_seed(self._run_seed, prompt_id),
+            constraint=template.constraint,
         )
 
 
@@ -139,29 +142,66 @@ class FileSource(Source):
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
         for index in range(start, self.count or 0):
-            number, (instruction, input_text, template, prefix) = self._records[index]
-            prompt_id = hash_id(template, str(number), instruction, input_text)
+            number, record = self._records[index]
+            prompt_id = hash_id(record.template, str(number), record.instruction, record.input)
             yield Prompt(
                 index=index,
                 id=prompt_id,
-                template=template,
-                instruction=instruction,
-                input=input_text,
-                prefix=prefix,
+                template=record.template,
+                instruction=record.instruction,
+                input=record.input,
+                prefix=record.prefix,
                 seed=row_seed(self._run_seed, prompt_id),
+                constraint=record.constraint,
             )
 
 
-_Record = tuple[str, str, str, tuple[Message, ...]]
+class SampledSource(Source):
+    """Every prompt of another source several times in a row, each time with another id and seed."""
+
+    def __init__(self, source: Source, *, samples: int, run_seed: int) -> None:
+        self.count = source.count * samples if source.count is not None else None
+        self.fingerprint = source.fingerprint
+        self.disjoint = source.disjoint
+        self._source = source
+        self._samples = samples
+        self._run_seed = run_seed
+
+    def prompts(self, start: int = 0) -> Iterator[Prompt]:
+        first, skipped = divmod(start, self._samples)
+        for prompt in self._source.prompts(first):
+            for sample in range(skipped, self._samples):
+                yield msgspec.structs.replace(
+                    prompt,
+                    index=prompt.index * self._samples + sample,
+                    id=hash_id(prompt.id, str(sample)),
+                    seed=row_seed(self._run_seed, prompt.id, sample),
+                )
+            skipped = 0
 
 
-def open_source(settings: Prompts, *, run_seed: int, greedy: bool, accepted: int | None = None) -> Source:
-    """Return where the prompts come from.
+class _Record(NamedTuple):
+    """A line of a prompt file."""
+
+    instruction: str
+    input: str
+    template: str
+    prefix: tuple[Message, ...]
+    constraint: Constraint | None
+
+
+def open_source(
+    settings: Prompts, *, run_seed: int, greedy: bool, accepted: int | None = None, samples: int = 1
+) -> Source:
+    """Return where the prompts come from; each comes `samples` times.
 
     Raises: ConfigError where neither or both of `prompts.templates` and `prompts.file` are set.
     """
     if bool(settings.templates) == bool(settings.file):
         raise ConfigError("set one of prompts.templates (a template file) and prompts.file (JSONL of your own prompts)")
+    if samples > 1:
+        once = open_source(settings, run_seed=run_seed, greedy=greedy, accepted=accepted)
+        return SampledSource(once, samples=samples, run_seed=run_seed)
     if settings.file:
         return FileSource(Path(settings.file), count=settings.count, run_seed=run_seed)
     count = settings.count or (None if accepted else DEFAULT_COUNT)
@@ -180,7 +220,8 @@ def _record(path: Path, number: int, line: bytes) -> _Record:
     template = data.get("template", "default")
     if not isinstance(instruction, str) or not isinstance(input_text, str) or not isinstance(template, str):
         raise DataError(f"{path}:{number}: needs a text under instruction, prompt or messages; mend the line")
-    return instruction, input_text, template, prefix
+    constraint = constraint_of(data, where=f"{path}:{number}", folder=path.parent)
+    return _Record(instruction, input_text, template, prefix, constraint)
 
 
 def _from_messages(path: Path, number: int, messages: Any) -> tuple[str, tuple[Message, ...]]:

@@ -26,6 +26,15 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     content: str
 
 
+class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What form an answer must have: one of the three."""
+
+    json_schema: str = ""
+    """A JSON schema, as text."""
+    regex: str = ""
+    choice: tuple[str, ...] = ()
+
+
 class Prompt(msgspec.Struct, frozen=True):
     """What the teacher is asked once.
 
@@ -42,6 +51,8 @@ class Prompt(msgspec.Struct, frozen=True):
     max_tokens: int | None = None
     """Limit of this prompt's own; None takes `sampling.max_tokens`."""
     seed: int = 0
+    constraint: Constraint | None = None
+    """Form that the teacher is held to."""
 
     @property
     def question(self) -> str:
@@ -67,6 +78,11 @@ class Completion(msgspec.Struct, frozen=True):
     """Why there is no text; the row then counts as failed."""
     verdict: Verdict | None = None
     """Set where generation was ended early because the finished row would have been rejected."""
+    samples: int = 0
+    """Times that the prompt was asked for one row, and how many of the answers said the same."""
+    votes: int = 0
+    sampled_tokens: int = 0
+    """Output tokens of all the samples."""
     logprobs: bytes = b""
     """The tokens' log-probabilities, packed by engine/logprobs.py; empty where they were not asked for."""
 
@@ -103,6 +119,11 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     aborted: bool = False
     """True where generation was ended early, so `output` is what had been written by then."""
+    samples: int = 0
+    """With `sampling.consensus`: how many samples were taken, and how many of them gave this answer."""
+    votes: int = 0
+    sampled_tokens: int = 0
+    """Output tokens of all the samples; `output_tokens` are those of the text that stands here."""
 
 
 def user_turn(instruction: str, input_text: str) -> str:
@@ -115,9 +136,10 @@ def hash_id(*parts: str) -> str:
     return xxhash.xxh3_128_hexdigest("\x1f".join(parts).encode("utf-8", "surrogatepass"))
 
 
-def row_seed(run_seed: int, prompt_id: str) -> int:
-    """Return the seed of one row, in [0, 2**62): the same for a prompt in every run of one seed."""
-    return xxhash.xxh3_64_intdigest(f"{run_seed}\x1f{prompt_id}".encode()) >> 2
+def row_seed(run_seed: int, prompt_id: str, sample: int = 0) -> int:
+    """Return the seed of a prompt's sample, in [0, 2**62): the same in every run of one seed."""
+    number = f"\x1f{sample}" if sample else ""
+    return xxhash.xxh3_64_intdigest(f"{run_seed}\x1f{prompt_id}{number}".encode()) >> 2
 
 
 def row_of(prompt: Prompt, completion: Completion, verdict: Verdict) -> Row:
@@ -136,4 +158,7 @@ def row_of(prompt: Prompt, completion: Completion, verdict: Verdict) -> Row:
         rule="" if verdict.kept else verdict.rule,
         reason=verdict.reason,
         aborted=completion.verdict is not None,
+        samples=completion.samples,
+        votes=completion.votes,
+        sampled_tokens=completion.sampled_tokens,
     )

@@ -112,6 +112,14 @@ class Sampling(Section, frozen=True):
     """Strings that end an answer."""
     seed: int = 42
     """Run seed; each row's own seed is a hash of it and the prompt id."""
+    samples: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Answers to each prompt, each with a seed of its own; every one is a row, or has a vote (`consensus`)."""
+    consensus: Literal["none", "majority"] = "none"
+    """`majority` makes one row of a prompt's samples: the answer that most of them gave."""
+    consensus_pattern: str = ""
+    """What a sample votes for: the last match of this regular expression, its first group if it has one; else all."""
+    consensus_share: Share = 0.0
+    """A prompt fails where fewer of its samples agree."""
     logprobs: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Log-probabilities of so many likeliest tokens at each place, beside the kept rows (`topk_kd`); 0 takes none."""
 

