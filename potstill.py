@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "filter": ("engine.cli", "filter rows that exist already"),
     "explain": ("engine.cli", "why a row was dropped, what it duplicated, and what each rule cost each template"),
     "verify": ("engine.cli", "check a run: checksums, counts, and that the kept rows obey its filter"),
+    "replay": ("engine.cli", "ask the teacher one row of a run again, and compare"),
     "export": ("engine.cli", "write the kept rows, with configurations, in the forms that other trainers read"),
     "train": ("trainer.cli", "fine-tune the student on the kept rows of a run"),
     "eval": ("evals.cli", "ask teacher, student and untrained student the same held-out items"),
@@ -45,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from engine.errors import PotstillError
 
-    module = importlib.import_module(COMMANDS[args.command][0])
+    command = importlib.import_module(COMMANDS[args.command][0]).COMMANDS[args.command]
     try:
-        result: dict[str, Any] = module.COMMANDS[args.command].run(args)
+        result: dict[str, Any] = command.run(args)
     except PotstillError as error:
         if args.debug:
             raise
@@ -71,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if result:
         print(orjson.dumps(result).decode(), flush=True)
-    return 0
+    return 1 if command.failed is not None and command.failed(result) else 0
 
 
 if __name__ == "__main__":

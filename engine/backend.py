@@ -20,6 +20,7 @@ import xxhash
 from engine.config import Echo, Sampling, Teacher
 from engine.errors import ConfigError
 from engine.logprobs import pack
+from engine.progress import note
 from engine.rows import Completion, Prompt, Verdict
 
 Watch = Callable[[str], Verdict | None]
@@ -188,6 +189,8 @@ def check_teacher(teacher: Teacher, sampling: Sampling) -> None:
 
     Raises: ConfigError where it cannot do it.
     """
+    if teacher.batch_invariant and teacher.backend == "openai":
+        raise ConfigError("teacher.batch_invariant is the endpoint's to set: start it with VLLM_BATCH_INVARIANT=1")
     if sampling.samples > 1 and sampling.temperature == 0:
         raise ConfigError("sampling.samples: at temperature 0 all samples are the same; raise sampling.temperature")
     if sampling.consensus != "none" and sampling.samples < 2:
@@ -217,14 +220,20 @@ def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = 
 
         one = msgspec.structs.replace(sampling, samples=1, consensus="none")
         return ConsensusBackend(make_backend(teacher, one), sampling)
+    why = ""
+    if teacher.replicas == "auto":
+        from engine.replica_count import resolve
+
+        teacher, why = resolve(teacher)
+        note(f"teacher.replicas = auto: {teacher.replicas} ({why})")
     if teacher.backend == "openai":
         from engine.openai_backend import OpenAIBackend
 
         return OpenAIBackend(teacher, sampling, watch=watch)
-    if teacher.backend == "vllm" or teacher.replicas > 1:
+    if teacher.backend == "vllm" or teacher.replica_count > 1:
         from engine.replicas import ReplicaBackend
 
-        return ReplicaBackend(teacher, sampling, watch=watch)
+        return ReplicaBackend(teacher, sampling, watch=watch, chosen_because=why)
     return backend_here(teacher, sampling, watch=watch)
 
 

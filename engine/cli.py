@@ -1,4 +1,4 @@
-"""The engine's commands: generate, filter, verify, export."""
+"""The engine's commands: generate, filter, explain, verify, replay, export."""
 
 from __future__ import annotations
 
@@ -59,6 +59,18 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
     return verify(args.run)
 
 
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    from engine.replay import add_arguments
+
+    add_arguments(parser)
+
+
+def _replay(args: argparse.Namespace) -> dict[str, Any]:
+    from engine.replay import main
+
+    return main(args)
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     from engine.exports import names
 
@@ -94,5 +106,6 @@ COMMANDS = {
     "filter": Command(_filter_arguments, _filter),
     "explain": Command(_explain_arguments, _explain),
     "verify": Command(_verify_arguments, _verify),
+    "replay": Command(_replay_arguments, _replay, failed=lambda result: not result["equal"]),
     "export": Command(_export_arguments, _export),
 }

@@ -14,6 +14,8 @@ class Command(msgspec.Struct, frozen=True):
 
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], dict[str, Any]]
+    failed: Callable[[dict[str, Any]], bool] | None = None
+    """Says of the result that the exit code is 1."""
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from engine.funnel import funnel_line, yield_warning
 from engine.gate import GATE_ROWS, Gate
 from engine.logprobs import record
 from engine.progress import Progress, note
-from engine.prompts import Source, open_source
+from engine.prompts import Source, source_of
 from engine.rows import Completion, Outcome, Prompt, row_of
 from engine.run import Resume, Run, open_run, versions
 from engine.shards import write_manifest
@@ -64,14 +64,7 @@ async def generate_with(
     Raises: any PotstillError. A teacher that was handed in and dies is not started again.
     """
     check_teacher(settings.teacher, settings.sampling)
-    greedy = settings.sampling.temperature == 0
-    source = open_source(
-        settings.prompts,
-        run_seed=settings.sampling.seed,
-        greedy=greedy,
-        accepted=settings.output.accepted,
-        samples=settings.sampling.samples if settings.sampling.consensus == "none" else 1,
-    )
+    source = source_of(settings)
     with open_run(folder, settings, source, resume=resume) as run:
         if run.manifest.finished:
             note(f"{folder} is finished: {run.tally.kept:,} rows kept; nothing to do")

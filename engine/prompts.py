@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import xxhash
 
-from engine.config import Prompts
+from engine.config import Config, Prompts
 from engine.constraints import constraint_of
 from engine.errors import ConfigError, DataError
 from engine.rows import Constraint, Message, Prompt, Role, hash_id, row_seed
@@ -207,6 +207,18 @@ def open_source(
     count = settings.count or (None if accepted else DEFAULT_COUNT)
     return TemplateSource(
         Path(settings.templates), count=count, seed=settings.seed, run_seed=run_seed, repeat=not greedy
+    )
+
+
+def source_of(settings: Config) -> Source:
+    """Return where the prompts of a run come from, each as often as it is a row of its own."""
+    sampling = settings.sampling
+    return open_source(
+        settings.prompts,
+        run_seed=sampling.seed,
+        greedy=sampling.temperature == 0,
+        accepted=settings.output.accepted,
+        samples=sampling.samples if sampling.consensus == "none" else 1,
     )
 
 

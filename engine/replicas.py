@@ -36,11 +36,14 @@ STOP_S = 30.0
 class ReplicaBackend:
     """Several teachers behind one Backend."""
 
-    def __init__(self, teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None) -> None:
+    def __init__(
+        self, teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None, chosen_because: str = ""
+    ) -> None:
         self.capacity = 0
         self._teacher = teacher
         self._sampling = sampling
         self._watch = watch
+        self._chosen = {"replicas_because": chosen_because} if chosen_because else {}
         self._replicas: list[_Replica] = []
         self._waiting: deque[Prompt] = deque()
         self._place: dict[str, _Replica] = {}
@@ -60,7 +63,7 @@ class ReplicaBackend:
         await self._stop()
 
     def describe(self) -> dict[str, str]:
-        return {**self._replicas[0].described, "replicas": str(len(self._replicas))}
+        return {**self._replicas[0].described, "replicas": str(len(self._replicas)), **self._chosen}
 
     async def add(self, prompts: Sequence[Prompt]) -> None:
         refused = []
@@ -95,7 +98,7 @@ class ReplicaBackend:
     async def _start(self) -> None:
         """Start the replicas all at once: each is told how much memory it gets, so none measures what another takes."""
         loop = asyncio.get_running_loop()
-        for number in range(self._teacher.replicas):
+        for number in range(self._teacher.replica_count):
             replica = _Replica(number, self._teacher, self._sampling, self._watch)
             self._replicas.append(replica)
             replica.listen(loop, self._inbox)
@@ -245,22 +248,22 @@ def _error(number: int, message: Died) -> PotstillError:
 
 def _share(teacher: Teacher) -> Teacher:
     """Return one replica's part: its share of the card's memory, and in `replicas` how many share the card."""
-    on_one_card = -(-teacher.replicas // max(1, len(_cards()) // teacher.tensor_parallel_size))
+    on_one_card = -(-teacher.replica_count // max(1, len(cards()) // teacher.tensor_parallel_size))
     utilization = teacher.gpu_memory_utilization / on_one_card
     return msgspec.structs.replace(teacher, replicas=on_one_card, gpu_memory_utilization=utilization)
 
 
 def _environment(number: int, teacher: Teacher) -> dict[str, str]:
     """Return what a replica's environment must say: which cards are its own."""
-    cards = _cards()
-    groups = len(cards) // teacher.tensor_parallel_size
+    own = cards()
+    groups = len(own) // teacher.tensor_parallel_size
     if groups < 1:
         return {}
     first = (number % groups) * teacher.tensor_parallel_size
-    return {"CUDA_VISIBLE_DEVICES": ",".join(cards[first : first + teacher.tensor_parallel_size])}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own[first : first + teacher.tensor_parallel_size])}
 
 
-def _cards() -> list[str]:
+def cards() -> list[str]:
     """Return the GPUs that this process may use, by what CUDA_VISIBLE_DEVICES or the driver's folder says."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -144,6 +144,15 @@ def _new(folder: Path, settings: Config, source: Source) -> Manifest:
 
 def _resumed(folder: Path, settings: Config, source: Source) -> Manifest:
     manifest = read_manifest(folder)
+    check_settings(folder, manifest, settings, source)
+    return manifest
+
+
+def check_settings(folder: Path, manifest: Manifest, settings: Config, source: Source) -> None:
+    """Check that a run's settings are those that it was begun with, but for those that decide nothing.
+
+    Raises: ConfigError naming the key, the old and the new value.
+    """
     now = _plain(fingerprint(settings, source))
     # A setting that came with a later version had its default's effect before.
     before_it = {key: value for key, value in _plain(configuration.flatten(Config())).items() if key in now}
@@ -151,7 +160,6 @@ def _resumed(folder: Path, settings: Config, source: Source) -> Manifest:
         raise ConfigError(
             f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
         )
-    return manifest
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

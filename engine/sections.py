@@ -63,8 +63,10 @@ class Teacher(Section, frozen=True):
     """Share of the card that one teacher may take."""
     tensor_parallel_size: Positive = 1
     """GPUs that one replica is spread over."""
-    replicas: Positive = 1
-    """Worker processes; small teachers are bound by the host, so several share one card."""
+    replicas: Positive | Literal["auto"] = 1
+    """Worker processes; small teachers are bound by the host, so several share one card. `auto`: replica_count.py."""
+    batch_invariant: bool = False
+    """The same answers whatever is asked beside them, bit for bit, where vLLM can (CUDA, 8.0 and above); slower."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the chat template in generation, training, evaluation and serving alike (`enable_thinking = false`)."""
     engine_args: dict[str, Any] = {}
@@ -82,6 +84,11 @@ class Teacher(Section, frozen=True):
     timeout_s: Rate = 120.0
     """Longest wait for one answer."""
     echo: Echo = Echo()
+
+    @property
+    def replica_count(self) -> int:
+        """The number of replicas, once it is one: `make_backend` resolves `auto`."""
+        return 1 if self.replicas == "auto" else self.replicas
 
 
 class Prompts(Section, frozen=True):

@@ -41,8 +41,10 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM has kernels for."""
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, batch_invariant: bool = False) -> None:
     """Set what must be set before vLLM is imported, where the user has not."""
+    if batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     defaults = {
         # Waiting threads sleep. By default they spin, which on a shared machine costs up to ten times the time.
@@ -118,7 +120,7 @@ def _cuda(teacher: Teacher, model: str) -> dict[str, Any]:
         arguments["max_num_seqs"] = teacher.max_num_seqs
     elif _parameters(model, teacher) < SMALL_PARAMETERS:
         arguments["max_num_seqs"] = SMALL_MAX_NUM_SEQS
-    if teacher.replicas > 1 and "kv_cache_memory_bytes" not in teacher.engine_args:
+    if teacher.replica_count > 1 and "kv_cache_memory_bytes" not in teacher.engine_args:
         from vllm.platforms import current_platform
 
         card_bytes = int(current_platform.get_device_total_memory())

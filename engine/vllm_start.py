@@ -26,6 +26,9 @@ from engine.model_hash import hub_folder, model_hash
 from engine.render import Renderer, chat_template
 from engine.vllm_settings import engine_arguments, prepare_cpu, prepare_environment
 
+INVARIANT_FROM = (8, 0)
+"""Compute capability from which on vLLM documents batch invariance; on 9.0 and above since it has it at all."""
+
 
 class Engine(msgspec.Struct, frozen=True):
     """A started vLLM."""
@@ -56,7 +59,7 @@ def start_engine(teacher: Teacher, model: str, *, watched: bool, logprobs: int =
     Raises: MissingError where there is no GPU for a CUDA build, or no chat template; ConfigError where vLLM refuses a
     setting or does not know a key of `teacher.engine_args`; whatever vLLM raises where it does not start.
     """
-    prepare_environment()
+    prepare_environment(batch_invariant=teacher.batch_invariant)
     before = multiprocessing.active_children()
     with _collector_out_of_the_way():
         llm = _start(teacher, model, watched=watched, logprobs=logprobs)
@@ -97,6 +100,8 @@ def _start(teacher: Teacher, model: str, *, watched: bool, logprobs: int) -> Any
             "vLLM finds no GPU, and this build of it runs on nothing else; on a machine without one, "
             "pip install 'potstill[cpu]' into a fresh environment, or set teacher.backend to openai"
         )
+    if teacher.batch_invariant:
+        _check_invariance(current_platform)
     if current_platform.is_cpu():
         prepare_cpu()
     arguments = engine_arguments(teacher, model, watched=watched, cpu=current_platform.is_cpu(), logprobs=logprobs)
@@ -108,6 +113,19 @@ def _start(teacher: Teacher, model: str, *, watched: bool, logprobs: int) -> Any
         if "unexpected keyword argument" not in str(error):
             raise
         raise ConfigError(f"teacher.engine_args: vLLM does not know one of the keys ({error})") from None
+
+
+def _check_invariance(platform: Any) -> None:
+    """Refuse batch invariance where vLLM has no kernels for it: it would go on without, and say nothing."""
+    if platform.is_cpu():
+        raise ConfigError(
+            "teacher.batch_invariant needs a CUDA card; on a CPU in float32 answers do not depend on what is asked "
+            "beside them anyway; set it to false"
+        )
+    capability = platform.get_device_capability() if platform.is_cuda() else None
+    if capability is None or (capability.major, capability.minor) < INVARIANT_FROM:
+        name = platform.get_device_name()
+        raise ConfigError(f"teacher.batch_invariant needs a CUDA card of compute capability 8.0 or above, not {name}")
 
 
 def _load_adapter(llm: Any, adapter: str) -> Any:
@@ -137,6 +155,8 @@ def _facts(llm: Any, teacher: Teacher, model: str) -> dict[str, str]:
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "runner": "v2" if config.use_v2_model_runner else "v1",
     }
+    if teacher.batch_invariant:
+        facts["batch_invariant"] = "true"
     folder = hub_folder(model, config.model_config.revision)
     if folder is not None:
         facts["model_hash"] = model_hash(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from engine.vllm_settings import (
     prepare_environment,
     sampling_params,
 )
+from engine.vllm_start import _check_invariance
 
 
 def cpu(**settings: Any) -> dict[str, Any]:
@@ -106,3 +108,36 @@ def test_replicas_that_share_a_card_are_given_their_memory_and_too_many_are_refu
     assert cache_bytes(quarter, 270_000_000, card) == pytest.approx(14.75 * 2**30, rel=0.01)
     with pytest.raises(ConfigError, match=r"does not hold 4 of this model.*weights take 14.9"):
         cache_bytes(quarter, 16_000_000_000, card)
+
+
+class Platform:
+    """What vLLM says of a machine, as far as batch invariance asks."""
+
+    def __init__(self, capability: tuple[int, int] | None) -> None:
+        self._capability = capability
+
+    def is_cpu(self) -> bool:
+        return self._capability is None
+
+    def is_cuda(self) -> bool:
+        return self._capability is not None
+
+    def get_device_capability(self) -> Any:
+        return None if self._capability is None else SimpleNamespace(major=self._capability[0], minor=0)
+
+    def get_device_name(self) -> str:
+        return "a card"
+
+
+def test_batch_invariance_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    _check_invariance(Platform((9, 0)))
+    _check_invariance(Platform((8, 0)))
+    with pytest.raises(ConfigError, match=r"compute capability 8\.0 or above, not a card"):
+        _check_invariance(Platform((7, 5)))
+    with pytest.raises(ConfigError, match="on a CPU in float32 answers do not depend"):
+        _check_invariance(Platform(None))
+    monkeypatch.setattr(os, "environ", {"VLLM_BATCH_INVARIANT": "0"})
+    prepare_environment()
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "0"
+    prepare_environment(batch_invariant=True)
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "1"
