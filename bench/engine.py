@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, default=4, help="teachers of the contender `replicas` (default: 4)")
     parser.add_argument(
         "--contenders",
-        default="chat,generate,potstill",
+        nargs="+",
+        default=["chat", "generate", "potstill"],
         help=f"of {', '.join(CONTENDERS)}; with settings of its own as name@section.key=value@...",
     )
     parser.add_argument("--at-once", type=int, default=16, help="contenders that are up together (default: all)")
@@ -57,7 +58,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.contender:
         serve(args)
         return {"contender": args.contender}
-    names = args.contenders.split(",")
+    names = args.contenders
     unknown = [name for name in names if name.partition("@")[0] not in CONTENDERS]
     if unknown:
         raise PotstillError(f"--contenders: no {unknown[0]}; there are {', '.join(CONTENDERS)}")

@@ -58,7 +58,7 @@ class Teacher(Section, frozen=True):
     max_model_len: Positive | None = None
     """Longest prompt plus answer, in tokens; None takes the model's own, or what memory holds."""
     max_num_seqs: Positive | None = None
-    """Prompts that run at once; None takes 64 on a CPU, 512 for a model below 1 B, else what vLLM takes."""
+    """Prompts that run at once; None takes 64 on a CPU, 1,024 for a model below 1 B, else what vLLM takes."""
     gpu_memory_utilization: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.9
     """Share of the card that one teacher may take."""
     tensor_parallel_size: Positive = 1

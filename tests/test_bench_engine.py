@@ -25,7 +25,7 @@ def bench(*arguments: str) -> tuple[int, dict[str, Any], str]:
 def test_the_wasteful_mix_keeps_the_same_rows_early_as_late_and_sooner() -> None:
     config = str(ROOT / "data" / "bulk.toml")
     code, found, said = bench(
-        "engine", "--config", config, *ECHO, "--contenders", "late,early", "--rows", "1500", "--rounds", "1"
+        "engine", "--config", config, *ECHO, "--contenders", "late", "early", "--rows", "1500", "--rounds", "1"
     )
     assert code == 0, said
     late, early = found["results"]["late"], found["results"]["early"]
@@ -40,11 +40,11 @@ def test_a_contender_has_settings_of_its_own_and_an_unknown_one_is_named() -> No
     config = str(ROOT / "data" / "bulk.toml")
     slow = "potstill@teacher.echo.max_num_seqs=4@teacher.echo.tokens_per_s=20000"
     code, found, said = bench(
-        "engine", "--config", config, *ECHO, "--contenders", f"potstill,{slow}", "--rows", "400", "--rounds", "1"
+        "engine", "--config", config, *ECHO, "--contenders", "potstill", slow, "--rows", "400", "--rounds", "1"
     )
     assert code == 0, said
     assert found["results"][slow]["rows_per_s"] < found["results"]["potstill"]["rows_per_s"]
-    code, _, said = bench("engine", "--config", config, "--contenders", "chat,chatter")
+    code, _, said = bench("engine", "--config", config, "--contenders", "chat", "chatter")
     assert code == 1
     assert "no chatter" in said
 

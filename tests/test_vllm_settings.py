@@ -53,7 +53,7 @@ def test_a_watched_engine_streams_and_another_does_not() -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(("layers", "seqs"), [(2, 512), (40, None)])
+@pytest.mark.parametrize(("layers", "seqs"), [(2, 1024), (40, None)])
 def test_on_a_gpu_a_small_model_takes_what_its_graphs_cover(tmp_path: Path, layers: int, seqs: int | None) -> None:
     from transformers import LlamaConfig
 
