@@ -16,7 +16,7 @@ import msgspec
 
 from engine import config as configuration
 from engine.errors import DataError, MissingError
-from engine.filter import DUPLICATE, Filter
+from engine.filter import DUPLICATE, QUOTA, Filter
 from engine.progress import note
 from engine.rows import OUTCOMES, Outcome
 from engine.shards import Manifest, read_lines, read_manifest
@@ -105,7 +105,7 @@ def _first(
     """Return the row that another duplicates: the first of the same key, kept or rejected by a later rule."""
     key = rules.key(row.instruction, row.input or "", row.output)
     for kind, _, other in _rows(folder, manifest, names):
-        judged = kind in ("kept", "rejected") and other.rule != DUPLICATE.rule
+        judged = kind in ("kept", "rejected") and other.rule not in (DUPLICATE.rule, QUOTA)
         if judged and rules.key(other.instruction, other.input or "", other.output) == key:
             found = {"outcome": kind, "id": other.id, "number": other.number, "output": other.output}
             return found if kind == "kept" else {**found, "rule": other.rule, "reason": other.reason}

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.errors import MissingError, UsageError
+from engine.progress import Progress
 from engine.tally import Tally
 
 
 @contextmanager
-def metrics_server(port: int | None, tally: Tally) -> Iterator[None]:
+def metrics_server(port: int | None, tally: Tally, progress: Progress) -> Iterator[None]:
     """Serve the counts on 127.0.0.1 while the block runs; no port, no server.
 
     Raises: MissingError without prometheus_client, UsageError where the port is taken.
@@ -27,7 +28,7 @@ def metrics_server(port: int | None, tally: Tally) -> Iterator[None]:
     except ImportError:
         raise MissingError("--metrics-port needs prometheus_client; pip install prometheus-client") from None
     registry = CollectorRegistry()
-    registry.register(_Counts(tally))
+    registry.register(_Counts(tally, progress))
     try:
         server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
     except OSError as error:
@@ -43,21 +44,29 @@ def metrics_server(port: int | None, tally: Tally) -> Iterator[None]:
 class _Counts:
     """A collector in prometheus_client's sense."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, progress: Progress) -> None:
         self._tally = tally
+        self._progress = progress
 
     def collect(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         tally = self._tally
-        outcomes = {"kept": tally.kept, "skipped": tally.skipped, "failed": tally.failed}
         prompts = CounterMetricFamily("potstill_prompts", "Prompts by outcome", labels=["outcome", "rule"])
-        for outcome, count in outcomes.items():
+        for outcome, count in {"kept": tally.kept, "failed": tally.failed}.items():
             prompts.add_metric([outcome, ""], count)
-        for rule, count in tally.rejected.items():
-            prompts.add_metric(["rejected", rule], count)
+        for outcome, by_rule in {"rejected": tally.rejected, "skipped": tally.skipped_by}.items():
+            for rule, count in sorted(by_rule.items()):
+                prompts.add_metric([outcome, rule], count)
         yield prompts
-        tokens = CounterMetricFamily("potstill_tokens", "Tokens by kind", labels=["kind"])
+        yields = CounterMetricFamily(
+            "potstill_template_prompts", "Prompts by template: kept, failed, or the rule", labels=["template", "result"]
+        )
+        for name, one in tally.largest():
+            for result, count in sorted(one.results.items()):
+                yields.add_metric([name, result], count)
+        yield yields
+        tokens = CounterMetricFamily("potstill_tokens", "Tokens by kind; saved ones are estimates", labels=["kind"])
         for kind, count in (
             ("prompt", tally.prompt_tokens),
             ("output", tally.output_tokens),
@@ -66,3 +75,6 @@ class _Counts:
         ):
             tokens.add_metric([kind], count)
         yield tokens
+        for name, value in self._progress.goodput().items():
+            if value is not None:
+                yield GaugeMetricFamily(f"potstill_{name}", "Over the time in which a teacher answered", value=value)

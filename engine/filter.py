@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 
 import xxhash
 
@@ -27,14 +28,20 @@ RULES = ("duplicate", "length", "phrase", "cap")
 
 SHARE_FROM = 100
 """Kept rows from which `cap_share` counts: before, every row is a large share."""
+QUOTA = "quota"
+"""What rows are filed under whose template has all the rows that the run wants of it; no rule has judged them."""
 DUPLICATE = Verdict("duplicate", "same text as an earlier row")
 
 
 class Filter:
     """Judges rows one by one, in order."""
 
-    def __init__(self, settings: configuration.Filter) -> None:
+    def __init__(self, settings: configuration.Filter, quotas: Mapping[str, int] | None = None) -> None:
+        """Judge by these settings; `quotas`: rows of each template after which none of it is judged any more."""
         self.settings = settings
+        self.quotas = quotas or {}
+        self.of_quota: Counter[str] = Counter()
+        self.open_quotas = len(self.quotas)
         self.seen = SeenKeys()
         self.caps: Counter[str] = Counter()
         self.kept = 0
@@ -52,6 +59,9 @@ class Filter:
         row_id: str = "",
     ) -> Verdict:
         """Return the verdict on the next row, and remember it."""
+        filled = self.quota(template)
+        if filled is not None:
+            return filled
         key = self.key(instruction, input_text, output)
         if key in self.seen:
             return DUPLICATE
@@ -59,7 +69,23 @@ class Filter:
         verdict = self.content.judge(output)
         if verdict is None and self.optional:
             verdict = self.optional.finish(Draft(instruction, output, input_text, template, finish_reason, row_id))
-        return verdict or self.take_place(self.cap_key(instruction, template))
+        verdict = verdict or self.take_place(self.cap_key(instruction, template))
+        if verdict.kept:
+            self._count(template)
+        return verdict
+
+    def quota(self, template: str) -> Verdict | None:
+        """Return what becomes of a template's rows once its quota is filled, or None while it is not."""
+        wanted = self.quotas.get(template)
+        if wanted is None or self.of_quota[template] < wanted:
+            return None
+        return Verdict(QUOTA, f"{wanted} rows of template {template!r} are kept, as many as are wanted")
+
+    def _count(self, template: str) -> None:
+        wanted = self.quotas.get(template)
+        if wanted is not None:
+            self.of_quota[template] += 1
+            self.open_quotas -= self.of_quota[template] == wanted
 
     def take_place(self, cap_key: str) -> Verdict:
         """Return KEPT and count the row, or the rejection by its template's cap."""
@@ -111,6 +137,8 @@ class Filter:
     def restore(self, row: Row) -> None:
         """Take in a row that was judged before, so that a resumed run goes on as if it had not stopped."""
         rule = row.rule
+        if rule == QUOTA:
+            return
         if rule != "duplicate" and not (row.aborted and "output" in self.settings.dedup_on):
             self.seen.add(self.key(row.instruction, row.input, row.output))
         if rule not in RULES[:3] and not row.aborted and self.optional:
@@ -119,6 +147,7 @@ class Filter:
         if not rule:
             self.caps[self.cap_key(row.instruction, row.template)] += 1
             self.kept += 1
+            self._count(row.template)
 
 
 class Content:
@@ -131,7 +160,13 @@ class Content:
         self._min_chars = settings.min_chars
         self._max_chars = settings.max_chars
         self.guard = PhraseGuard(settings)
-        self.optional = OptionalRules(settings.rules)
+        self.optional = OptionalRules(settings.rules, max_chars=settings.max_chars)
+        # The key of an unfinished output is not known where it looks at the output. So whatever is decided early must
+        # hold for every output with the same key: for other space around it, and that only.
+        keyed = "output" in settings.dedup_on
+        self.watches = not (keyed and settings.dedup_ignore)
+        self._strip = keyed
+        self._early_phrases = not (keyed and settings.phrase_chars)
 
     def judge(self, output: str) -> Verdict | None:
         """Return why a finished output is rejected, or None."""
@@ -141,10 +176,13 @@ class Content:
 
     def watch(self, partial: str) -> Verdict | None:
         """Return the rejection that an unfinished output is certain to get, or None."""
-        if len(partial) > self._max_chars:
+        if not self.watches:
+            return None
+        text = partial.strip() if self._strip else partial
+        if len(text) > self._max_chars:
             return Verdict("length", f"more than {self._max_chars} characters")
-        verdict = self._phrase(self.guard.watch(partial))
-        return self.optional.feed(partial) if verdict is None and self.optional else verdict
+        number = self.guard.watch(text) if self._early_phrases else None
+        return self.optional.feed(partial) if number is None and self.optional else self._phrase(number)
 
     def length_reason(self, chars: int) -> str:
         """Return the sentence that a row of the wrong length carries."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine.filter import QUOTA
+
 STAGES = {"duplicate": "dedup", "length": "length", "phrase": "phrases", "cap": "cap"}
 """Rule -> its name in the line, in the order of the rules."""
 HIGH_YIELD = 0.95
@@ -16,7 +18,8 @@ def funnel_line(asked: int, lost: Mapping[str, int]) -> str:
 
     `lost` counts the rows that each rule cost; rules beyond the four stand before the cap.
     """
-    names = [*(rule for rule in STAGES if rule != "cap"), *sorted(lost.keys() - STAGES.keys()), "cap"]
+    first = [QUOTA] if lost.get(QUOTA) else []
+    names = [*first, *(rule for rule in STAGES if rule != "cap"), *sorted(lost.keys() - STAGES.keys() - {QUOTA}), "cap"]
     line, left = f"raw {asked}", asked
     for rule in names:
         left -= lost.get(rule, 0)

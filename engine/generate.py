@@ -17,15 +17,17 @@ from typing import Any
 import msgspec
 
 from engine.backend import Backend, check_teacher, make_backend
+from engine.checks import check
 from engine.config import Config
 from engine.errors import EngineError, Interrupted, PotstillError
 from engine.exporter import metrics_server
 from engine.funnel import funnel_line, yield_warning
 from engine.gate import GATE_ROWS, Gate
+from engine.goal import Ending, Goal
 from engine.logprobs import record
 from engine.progress import Progress, note
 from engine.prompts import Source, source_of
-from engine.rows import Completion, Outcome, Prompt, row_of
+from engine.rows import Completion, Outcome, Prompt, cleaned, row_of
 from engine.run import Resume, Run, open_run, versions
 from engine.shards import write_manifest
 from engine.steer import Committed, Steering
@@ -64,35 +66,43 @@ async def generate_with(
     Raises: any PotstillError. A teacher that was handed in and dies is not started again.
     """
     check_teacher(settings.teacher, settings.sampling)
-    source = source_of(settings)
+    source, goal = source_of(settings), Goal(settings.output)
+    check(settings, source.names)
     with open_run(folder, settings, source, resume=resume) as run:
-        if run.manifest.finished:
+        if run.manifest.finished and not _goes_on(run, goal):
             note(f"{folder} is finished: {run.tally.kept:,} rows kept; nothing to do")
             return run.manifest.summary
         if run.position:
             note(f"{folder}: going on at prompt {run.position:,} with {run.tally.kept:,} rows kept")
-        target = settings.output.accepted
-        with metrics_server(metrics_port, run.tally):
-            async with Progress(folder, run.tally, total=source.count, target=target) as progress:
-                await _Generation(settings, run, source, progress, gate=gate, backend=backend).drive()
-            summary = _finish(run, progress)
+        run.manifest.finished = False
+        async with Progress(folder, run.tally, total=source.count, target=goal.accepted) as progress:
+            with metrics_server(metrics_port, run.tally, progress):
+                generation = _Generation(settings, run, source, progress, goal, gate=gate, backend=backend)
+                ending = await generation.drive()
+        summary = _finish(run, progress, ending)
+        shortfall = goal.shortfall(ending, run.tally.kept, run.filter.of_quota)
     note(funnel_line(summary["asked"] - summary["failed"], run.tally.lost()))
     warning = yield_warning(summary["asked"], summary["kept"])
     if warning:
         note(warning)
-    if target is not None and summary["kept"] < target:
-        note(
-            f"only {summary['kept']:,} of {target:,} rows: the prompts ran out; raise prompts.count or widen the slots"
-        )
+    if shortfall is not None:
+        note(shortfall)
     return summary
 
 
-def _finish(run: Run, progress: Progress) -> dict[str, Any]:
+def _goes_on(run: Run, goal: Goal) -> bool:
+    """Say whether a run that ended for its budget of candidates has been given a larger one."""
+    spent = goal.ending(run.filter, kept=run.tally.kept, candidates=run.tally.candidates)
+    return run.manifest.summary.get("ending") == "candidates" and spent is None
+
+
+def _finish(run: Run, progress: Progress, ending: Ending) -> dict[str, Any]:
     run.tally.check()
     run.manifest.summary = {
         **run.tally.summary(),
+        "ending": ending,
         "seconds": round(progress.seconds, 3),
-        "answering_seconds": round(progress.answering_s, 3),
+        **progress.goodput(),
         "run": str(run.folder),
     }
     run.manifest.finished = True
@@ -104,7 +114,15 @@ class _Generation:
     """What one generation holds while it runs."""
 
     def __init__(
-        self, settings: Config, run: Run, source: Source, progress: Progress, *, gate: bool, backend: Backend | None
+        self,
+        settings: Config,
+        run: Run,
+        source: Source,
+        progress: Progress,
+        goal: Goal,
+        *,
+        gate: bool,
+        backend: Backend | None,
     ) -> None:
         self._settings = settings
         self._backend = backend
@@ -115,8 +133,10 @@ class _Generation:
             run.filter,
             greedy=settings.sampling.temperature == 0,
             disjoint=source.disjoint,
-            target=settings.output.accepted,
+            plain=source.plain,
+            goal=goal,
             kept=run.tally.kept,
+            candidates=run.tally.candidates,
         )
         self._prompts = self._unasked()
         self._exhausted = False
@@ -132,13 +152,13 @@ class _Generation:
         position = self._run.position
         remember = self._settings.sampling.temperature == 0 and self._settings.filter.early
         for prompt in self._source.prompts(0 if remember else position):
-            if prompt.index < position:
-                self._steering.remember(prompt)
-            else:
+            if prompt.index >= position:
                 yield prompt
+            elif prompt.index not in self._run.failed:
+                self._steering.remember(prompt)
 
-    async def drive(self) -> None:
-        """Run to the end, starting the teacher again where it dies."""
+    async def drive(self) -> Ending:
+        """Run to the end, starting the teacher again where it dies, and return why it is the end."""
         restarts = 0
         with self._signals():
             while not self._finished:
@@ -153,6 +173,7 @@ class _Generation:
                     await asyncio.sleep(BACKOFF_S * 2 ** (restarts - 1))
                 if self._stopping:
                     await self._stop()
+        return self._steering.ending or "prompts"
 
     @property
     def _finished(self) -> bool:
@@ -161,7 +182,7 @@ class _Generation:
     async def _with_teacher(self) -> None:
         async with self._teacher() as backend:
             await self._describe(backend)
-            self._progress.ready(True)
+            self._progress.ready(True, gpus=int(backend.describe().get("gpus", "0")))
             while not self._finished:
                 await self._ask(backend)
                 await self._commit()
@@ -170,7 +191,7 @@ class _Generation:
                 if self._steering.in_flight and not self._finished:
                     for completion in await backend.completions():
                         self._answers += 1
-                        self._steering.finish(_clean(completion))
+                        self._steering.finish(cleaned(completion))
                 await self._progress.tick(in_flight=self._steering.in_flight)
             await backend.abort(self._steering.drop())
             self._progress.ready(False)
@@ -188,7 +209,7 @@ class _Generation:
         window = backend.capacity + max(8, backend.capacity // 2)
         suspects = any(self._deaths[prompt_id] >= DEATHS for prompt_id in self._deaths)
         room = (1 if suspects else window) - self._steering.in_flight
-        while self._steering.ready < room and self._steering.uncommitted < AHEAD * window:
+        while self._steering.ready < room and self._steering.uncommitted < AHEAD * window and self._steering.open:
             prompt = next(self._prompts, None)
             if prompt is None:
                 self._exhausted = True
@@ -214,7 +235,7 @@ class _Generation:
 
     def _line(self, committed: Committed) -> bytes:
         self._deaths.pop(committed.prompt.id, None)
-        row = row_of(committed.prompt, committed.completion, committed.verdict)
+        row = row_of(committed.prompt, committed.completion, committed.verdict, held=committed.waited)
         self._run.tally.add(committed.outcome, row)
         line = self._encoder.encode(row) + b"\n"
         if self._gate is not None and self._gate.add(committed, row, len(line)):
@@ -277,13 +298,3 @@ class _Generation:
         finally:
             for name in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(name)
-
-
-def _clean(completion: Completion) -> Completion:
-    """Replace lone surrogates, which no UTF-8 file can hold, before anything judges the text."""
-    try:
-        completion.text.encode()
-    except UnicodeEncodeError:
-        text = completion.text.encode("utf-8", "replace").decode()
-        return msgspec.structs.replace(completion, text=text)
-    return completion

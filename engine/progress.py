@@ -19,6 +19,8 @@ from engine.tally import Tally
 METRICS = "metrics.jsonl"
 PLAIN_EVERY_S = 10.0
 """Seconds between lines where stderr is not a terminal."""
+YIELDS_SHOWN = 4
+"""Templates whose yield stands in such a line."""
 
 
 class Progress:
@@ -29,12 +31,15 @@ class Progress:
         self._tally = tally
         self._total = total
         self._target = target
-        self._before_s = _last_seconds(self._path)
+        before = _last_line(self._path)
+        self._before_s = before.seconds
+        self._answering_s = before.answering_seconds
+        self._gpu_s = before.gpu_seconds
+        self._gpus = 0
         self._start = self._last = self._last_plain = time.monotonic()
         self._first_asked = tally.asked
         self._answering_since: float | None = None
-        self._answering_s = 0.0
-        self._last_counts = (tally.asked, tally.output_tokens)
+        self._last_counts = self._counts()
         self._live = sys.stderr.isatty()
 
     @property
@@ -44,13 +49,35 @@ class Progress:
 
     @property
     def answering_s(self) -> float:
-        """Seconds in which a teacher was there to answer: start-up is left out."""
-        since = self._answering_since
-        return self._answering_s + (time.monotonic() - since if since is not None else 0.0)
+        """Seconds in which a teacher was there to answer, in all parts of the run: start-up is left out."""
+        return self._answering_s + self._answering_now
 
-    def ready(self, is_ready: bool) -> None:
-        """Note that the teacher has started, or has ended."""
-        self._answering_s, self._answering_since = self.answering_s, time.monotonic() if is_ready else None
+    @property
+    def gpu_s(self) -> float:
+        """The same, once for each GPU that the teacher has; 0 where it has none, or is somewhere else."""
+        return self._gpu_s + self._answering_now * self._gpus
+
+    @property
+    def _answering_now(self) -> float:
+        return time.monotonic() - self._answering_since if self._answering_since is not None else 0.0
+
+    def ready(self, is_ready: bool, *, gpus: int = 0) -> None:
+        """Note that the teacher has started, on so many GPUs, or has ended."""
+        self._answering_s, self._gpu_s = self.answering_s, self.gpu_s
+        self._answering_since, self._gpus = (time.monotonic(), gpus) if is_ready else (None, 0)
+
+    def goodput(self) -> dict[str, float | None]:
+        """Return what the run made of the time in which its teacher answered."""
+        tally, seconds, gpu_s = self._tally, self.answering_s, self.gpu_s
+        per_s = 1 / seconds if seconds else 0.0
+        return {
+            "answering_seconds": round(seconds, 3),
+            "gpu_seconds": round(gpu_s, 3),
+            "rows_per_answering_s": round(tally.asked * per_s, 2),
+            "output_tokens_per_answering_s": round(tally.output_tokens * per_s, 1),
+            "kept_per_answering_s": round(tally.kept * per_s, 2),
+            "kept_per_gpu_s": round(tally.kept / gpu_s, 3) if gpu_s else None,
+        }
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,10 +85,14 @@ class Progress:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ready(False)
         if self._live:
             print(file=sys.stderr)
-        if kind is None:
-            await self._measure(time.monotonic())
+        try:
+            await self._measure(time.monotonic(), last=True)
+        except OSError:
+            if error is None:  # else what went wrong first is what must be told
+                raise
 
     async def tick(self, *, in_flight: int) -> None:
         """Measure and show, if a second has passed."""
@@ -69,37 +100,48 @@ class Progress:
         if now - self._last >= 1.0:
             await self._measure(now, in_flight)
 
-    async def _measure(self, now: float, in_flight: int = 0) -> None:
-        tally = self._tally
-        elapsed = max(now - self._last, 1e-9)
-        rows = (tally.asked - self._last_counts[0]) / elapsed
-        tokens = (tally.output_tokens - self._last_counts[1]) / elapsed
-        self._last, self._last_counts = now, (tally.asked, tally.output_tokens)
+    def _counts(self) -> tuple[int, int, int]:
+        return self._tally.asked, self._tally.output_tokens, self._tally.kept
+
+    async def _measure(self, now: float, in_flight: int = 0, *, last: bool = False) -> None:
+        counts, elapsed = self._counts(), max(now - self._last, 1e-9)
+        rows, tokens, kept = ((new - old) / elapsed for new, old in zip(counts, self._last_counts, strict=True))
+        self._last, self._last_counts = now, counts
         line = {
             "seconds": round(self.seconds, 3),
-            **tally.summary(),
+            **self._tally.summary(),
             "in_flight": in_flight,
             "rows_per_s": round(rows, 2),
             "output_tokens_per_s": round(tokens, 1),
+            "kept_per_s": round(kept, 2),
+            **self.goodput(),
         }
         async with aiofiles.open(self._path, "ab") as file:
             await file.write(msgspec.json.encode(line) + b"\n")
-        self._show(now, rows, tokens)
+        self._show(now, rows, tokens, kept, last=last)
 
-    def _show(self, now: float, rows: float, tokens: float) -> None:
+    def _show(self, now: float, rows: float, tokens: float, kept: float, *, last: bool) -> None:
         tally = self._tally
         share = 100 * tally.kept / tally.asked if tally.asked else 0.0
         whole = f" of {self._total:,}" if self._total else ""
         text = f"{tally.asked:,}{whole} prompts, {tally.kept:,} kept ({share:.0f}%)"
-        text += f", {rows:,.0f} rows/s, {tokens:,.0f} tok/s"
+        text += f", {rows:,.0f} rows/s, {tokens:,.0f} tok/s, {kept:,.0f} kept/s"
         left = self._left_s(now)
-        if left is not None:
+        if left is not None and not last:
             text += f", {int(left) // 60}:{int(left) % 60:02d} left"
         if self._live:
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
         elif now - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = now
-            print(text, file=sys.stderr, flush=True)
+            print(f"{text}; {self._worth()}", file=sys.stderr, flush=True)
+
+    def _worth(self) -> str:
+        """Return what the run has been worth so far: kept rows a GPU-second, tokens saved, yields of templates."""
+        found, goodput = [], self.goodput()
+        if goodput["kept_per_gpu_s"] is not None:
+            found.append(f"{goodput['kept_per_gpu_s']:,.1f} kept per GPU-second")
+        found.append(f"about {sum(self._tally.tokens_saved.values()):,} tokens saved")
+        return ", ".join([*found, *yields(self._tally)[:YIELDS_SHOWN]])
 
     def _left_s(self, now: float) -> float | None:
         done = self._tally.asked - self._first_asked
@@ -112,19 +154,45 @@ class Progress:
         return (self._total - self._tally.asked) * per_prompt if self._total else None
 
 
+def yields(tally: Tally) -> list[str]:
+    """Return the yield of each template, with the rule that cost it the most: `json 81% (cap 12%)`."""
+    found = []
+    for name, one in tally.largest():
+        asked = one.results.total()
+        lost = [(count, rule) for rule, count in one.results.items() if rule != "kept"]
+        most = max(lost, default=(0, ""))
+        worst = f" ({most[1]} {most[0] / asked:.0%})" if most[0] else ""
+        found.append(f"{name} {one.results['kept'] / asked:.0%}{worst}")
+    return found
+
+
 def note(text: str) -> None:
     """Say one thing to the person who runs this."""
     print(text, file=sys.stderr, flush=True)
 
 
-def _last_seconds(path: Path) -> float:
+class _Line(msgspec.Struct):
+    """What a resumed run needs of the last line of metrics."""
+
+    seconds: float = 0.0
+    answering_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+
+LAST_BYTES = 1 << 16
+"""Enough for the last whole line."""
+
+
+def _last_line(path: Path) -> _Line:
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LAST_BYTES))
+            lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
-        return 0.0
+        return _Line()
     for line in reversed(lines):
         try:
-            return float(msgspec.json.decode(line)["seconds"])
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+            return msgspec.json.decode(line, type=_Line)
+        except msgspec.DecodeError:
             continue
-    return 0.0
+    return _Line()

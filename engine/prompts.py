@@ -62,6 +62,10 @@ class Source:
     """Hash of what the prompts are made from."""
     disjoint: bool
     """No two template ids can make the same instruction."""
+    plain: bool
+    """No prompt has an input beside its instruction."""
+    names: frozenset[str]
+    """Ids of the templates."""
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
         """Yield the prompts from number `start` on."""
@@ -76,6 +80,8 @@ class TemplateSource(Source):
         self.count = count
         self.fingerprint = content_hash(path)
         self.disjoint = disjoint(self.templates)
+        self.plain = True
+        self.names = frozenset(template.id for template in self.templates)
         self._seed = seed
         self._run_seed = run_seed
         self._repeat = repeat
@@ -129,8 +135,6 @@ class TemplateSource(Source):
 class FileSource(Source):
     """The user's own prompts, in the order of their file. The whole file is checked before anything is asked."""
 
-    disjoint = False
-
     def __init__(self, path: Path, *, count: int | None, run_seed: int) -> None:
         self._path = path
         self._run_seed = run_seed
@@ -138,6 +142,11 @@ class FileSource(Source):
         if not self._records:
             raise DataError(f"{path}: holds no prompts; give one JSON object a line")
         self.count = min(count, len(self._records)) if count else len(self._records)
+        records = [record for _, record in self._records]
+        self.plain = not any(record.input for record in records)
+        self.names = frozenset(record.template for record in records)
+        said = {(record.instruction.strip(), record.template) for record in records}
+        self.disjoint = len(said) == len({instruction for instruction, _ in said})
         self.fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
@@ -163,6 +172,8 @@ class SampledSource(Source):
         self.count = source.count * samples if source.count is not None else None
         self.fingerprint = source.fingerprint
         self.disjoint = source.disjoint
+        self.plain = source.plain
+        self.names = source.names
         self._source = source
         self._samples = samples
         self._run_seed = run_seed
@@ -190,21 +201,19 @@ class _Record(NamedTuple):
     constraint: Constraint | None
 
 
-def open_source(
-    settings: Prompts, *, run_seed: int, greedy: bool, accepted: int | None = None, samples: int = 1
-) -> Source:
-    """Return where the prompts come from; each comes `samples` times.
+def open_source(settings: Prompts, *, run_seed: int, greedy: bool, endless: bool = False, samples: int = 1) -> Source:
+    """Return where the prompts come from, each `samples` times; `endless`: without a count, templates go on and on.
 
     Raises: ConfigError where neither or both of `prompts.templates` and `prompts.file` are set.
     """
     if bool(settings.templates) == bool(settings.file):
         raise ConfigError("set one of prompts.templates (a template file) and prompts.file (JSONL of your own prompts)")
     if samples > 1:
-        once = open_source(settings, run_seed=run_seed, greedy=greedy, accepted=accepted)
+        once = open_source(settings, run_seed=run_seed, greedy=greedy, endless=endless)
         return SampledSource(once, samples=samples, run_seed=run_seed)
     if settings.file:
         return FileSource(Path(settings.file), count=settings.count, run_seed=run_seed)
-    count = settings.count or (None if accepted else DEFAULT_COUNT)
+    count = settings.count or (None if endless else DEFAULT_COUNT)
     return TemplateSource(
         Path(settings.templates), count=count, seed=settings.seed, run_seed=run_seed, repeat=not greedy
     )
@@ -217,7 +226,7 @@ def source_of(settings: Config) -> Source:
         settings.prompts,
         run_seed=sampling.seed,
         greedy=sampling.temperature == 0,
-        accepted=settings.output.accepted,
+        endless=bool(settings.output.accepted or settings.output.quotas or settings.output.candidates),
         samples=sampling.samples if sampling.consensus == "none" else 1,
     )
 

@@ -124,6 +124,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     votes: int = 0
     sampled_tokens: int = 0
     """Output tokens of all the samples; `output_tokens` are those of the text that stands here."""
+    held: bool = False
+    """True for a skipped prompt that had waited for a place under a cap or a quota."""
 
 
 def user_turn(instruction: str, input_text: str) -> str:
@@ -142,7 +144,7 @@ def row_seed(run_seed: int, prompt_id: str, sample: int = 0) -> int:
     return xxhash.xxh3_64_intdigest(f"{run_seed}\x1f{prompt_id}{number}".encode()) >> 2
 
 
-def row_of(prompt: Prompt, completion: Completion, verdict: Verdict) -> Row:
+def row_of(prompt: Prompt, completion: Completion, verdict: Verdict, *, held: bool = False) -> Row:
     """Build the line that is written for a prompt, its completion and the verdict."""
     return Row(
         instruction=prompt.instruction,
@@ -161,4 +163,15 @@ def row_of(prompt: Prompt, completion: Completion, verdict: Verdict) -> Row:
         samples=completion.samples,
         votes=completion.votes,
         sampled_tokens=completion.sampled_tokens,
+        held=held,
     )
+
+
+def cleaned(completion: Completion) -> Completion:
+    """Replace lone surrogates, which no UTF-8 file can hold, before anything judges the text."""
+    try:
+        completion.text.encode()
+    except UnicodeEncodeError:
+        text = completion.text.encode("utf-8", "replace").decode()
+        return msgspec.structs.replace(completion, text=text)
+    return completion

@@ -58,9 +58,11 @@ SPEED_KEYS = frozenset(
         "prompts.file",
         "filter.early",
         "output.shard_bytes",
+        "output.candidates",
     }
 )
-"""Settings that decide how fast rows come and where they lie, not which; a run may go on with others.
+"""Settings that decide how fast rows come, where they lie and how far a run goes, not which rows come; a run may go on
+with others.
 
 A template or prompt file counts by its content, not by its path.
 """
@@ -72,8 +74,10 @@ class Run:
     def __init__(self, folder: Path, manifest: Manifest, settings: Config) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.filter = Filter(settings.filter)
+        self.filter = Filter(settings.filter, settings.output.quotas)
         self.tally = Tally()
+        self.failed: set[int] = set()
+        """Indexes of prompts that failed before this part of the run."""
         self.writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes)
 
     @property
@@ -213,6 +217,8 @@ def _recover(run: Run, *, logprobs: bool) -> None:
 
 def _take_in(run: Run, kind: Outcome, row: Row) -> None:
     run.tally.add(kind, row)
+    if kind == "failed":
+        run.failed.add(row.index)
     if kind in ("kept", "rejected"):
         run.filter.restore(row)
 

@@ -104,6 +104,17 @@ class Prompts(Section, frozen=True):
     """Seed of the draw."""
 
 
+class Loop(Section, frozen=True):
+    """What vLLM takes for a loop."""
+
+    max_pattern_size: Positive = 32
+    """Longest piece, in tokens, whose repetition is looked for."""
+    min_pattern_size: Positive = 4
+    """Shortest piece, in tokens; a token that repeats itself makes pieces of any size."""
+    min_count: Annotated[int, Meta(ge=2)] = 6
+    """Times in a row that a piece must come."""
+
+
 class Sampling(Section, frozen=True):
     """How the teacher answers."""
 
@@ -129,6 +140,8 @@ class Sampling(Section, frozen=True):
     """A prompt fails where fewer of its samples agree."""
     logprobs: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Log-probabilities of so many likeliest tokens at each place, beside the kept rows (`topk_kd`); 0 takes none."""
+    end_loops: Loop | None = None
+    """vLLM ends an answer that goes round in circles; needs a `repetition` rule, which rejects it."""
 
 
 class Filter(Section, frozen=True):
@@ -167,6 +180,10 @@ class Output(Section, frozen=True):
 
     accepted: Positive | None = None
     """Stop as soon as so many rows are kept."""
+    quotas: dict[str, Positive] = {}
+    """Rows wanted of each template, by its id; without `accepted`, stop as soon as all of these are kept."""
+    candidates: Positive | None = None
+    """Most prompts to try for `accepted` or `quotas`; None takes 1,000 and 20 for each wanted row."""
     shard_bytes: Annotated[int, Meta(ge=1024)] = 16 * 2**20
     """A shard is published when it reaches this size."""
 

@@ -7,13 +7,16 @@ no I/O, no clock, no teacher. `generate` drives it.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 
 import msgspec
 
-from engine.filter import Filter
+from engine.filter import QUOTA, Filter
+from engine.goal import Ending, Goal
+from engine.places import Entry, Places
 from engine.rows import Completion, Outcome, Prompt, Verdict, hash_id
+from engine.seen import SeenKeys
 
 NOT_ASKED = Completion(id="", text="", finish_reason="")
 """What a prompt that never went to the teacher has in place of a completion."""
@@ -26,51 +29,39 @@ class Committed(msgspec.Struct, frozen=True):
     completion: Completion
     verdict: Verdict
     outcome: Outcome
-
-
-class _Entry:
-    """A prompt on its way."""
-
-    __slots__ = ("cap_key", "completion", "prompt", "question", "reserves", "skip", "twins")
-
-    def __init__(self, prompt: Prompt, cap_key: str) -> None:
-        self.prompt = prompt
-        self.cap_key = cap_key
-        self.question = ""
-        self.reserves = False
-        self.completion: Completion | None = None
-        self.skip: Verdict | None = None
-        self.twins: list[_Entry] = []
-
-    @property
-    def final(self) -> bool:
-        return self.completion is not None or self.skip is not None
+    waited: bool = False
+    """True for a skipped prompt that was held back first."""
 
 
 class Steering:
     """Takes prompts in order, hands out those worth asking, takes completions in any order, commits in order."""
 
     def __init__(
-        self, rules: Filter, *, greedy: bool, disjoint: bool, target: int | None = None, kept: int = 0
+        self,
+        rules: Filter,
+        *,
+        greedy: bool,
+        disjoint: bool,
+        plain: bool,
+        goal: Goal | None = None,
+        kept: int = 0,
+        candidates: int = 0,
     ) -> None:
-        settings = rules.settings
+        """Steer by these rules; `disjoint`: no two templates make the same text; `plain`: no prompt has an input."""
         self.filter = rules
         self.kept = kept
-        self._target = target
-        self._greedy = settings.early and greedy
-        self._watch_caps = (
-            settings.early
-            and settings.cap_per_template > 0
-            and "instruction" in settings.dedup_on
-            and (settings.cap_key == "prefix" or disjoint)
-        )
-        self._order: deque[_Entry] = deque()
-        self._ready: deque[_Entry] = deque()
-        self._held: dict[str, deque[_Entry]] = {}
-        self._reserved: Counter[str] = Counter()
-        self._entries: dict[str, _Entry] = {}
-        self._questions: dict[str, _Entry] = {}
-        self._answered: set[str] = set()
+        self.candidates = candidates
+        """Committed prompts but those of a quota that was filled: what the budget counts."""
+        self._goal = goal
+        sound = Sound(rules, disjoint=disjoint, plain=plain)
+        self._greedy = rules.settings.early and greedy
+        self._refuse = rules.settings.early and sound.refuse
+        self._places = Places(rules, caps=rules.settings.early and sound.caps)
+        self._order: deque[Entry] = deque()
+        self._ready: deque[Entry] = deque()
+        self._entries: dict[str, Entry] = {}
+        self._questions: dict[bytes, Entry] = {}
+        self._answered = SeenKeys()
 
     @property
     def uncommitted(self) -> int:
@@ -83,9 +74,23 @@ class Steering:
         return len(self._entries)
 
     @property
+    def ending(self) -> Ending | None:
+        """Why the run is over, or None while it is not."""
+        if self._goal is None:
+            return None
+        return self._goal.ending(self.filter, kept=self.kept, candidates=self.candidates)
+
+    @property
     def done(self) -> bool:
-        """Say whether so many rows are kept as were wanted."""
-        return self._target is not None and self.kept >= self._target
+        """Say whether no more rows are wanted, or none may be asked for."""
+        return self.ending is not None
+
+    @property
+    def open(self) -> bool:
+        """Say whether another prompt may be offered: those on their way may use up the budget of candidates."""
+        if self._goal is None or self._goal.candidates is None:
+            return True
+        return self.candidates + len(self._order) < self._goal.candidates
 
     def requeue(self) -> list[str]:
         """Put the prompts in flight back to be asked again, after the teacher was lost; return their ids."""
@@ -101,11 +106,12 @@ class Steering:
 
     def offer(self, prompt: Prompt) -> None:
         """Take the next prompt in order, and decide whether it is asked, held back or skipped."""
-        entry = _Entry(prompt, self.filter.cap_key(prompt.instruction, prompt.template))
+        entry = Entry(prompt, self.filter.cap_key(prompt.instruction, prompt.template))
         self._order.append(entry)
-        if self._greedy and self._is_twin(entry):
-            return
-        self._admit(entry)
+        if self._refuse:
+            entry.skip = self.filter.optional.refuse(prompt.instruction, prompt.input)
+        if entry.skip is None and not (self._greedy and self._is_twin(entry)):
+            self._admit(entry)
 
     def take(self, limit: int) -> list[Prompt]:
         """Hand out at most `limit` prompts for the teacher, in order."""
@@ -133,9 +139,14 @@ class Steering:
             self._release(entry)
 
     def commit(self) -> Iterator[Committed]:
-        """Yield, in prompt order, every prompt whose end is known; stops where the target is reached."""
-        while self._order and self._order[0].final and not self.done:
-            entry = self._order.popleft()
+        """Yield, in prompt order, every prompt whose end is known; stops where the run is over."""
+        while self._order and not self.done:
+            entry = self._order[0]
+            if entry.held and self._places.force(entry):
+                self._ready.appendleft(entry)
+            if not entry.final:
+                return
+            self._order.popleft()
             yield self._commit(entry)
 
     def drop(self) -> list[str]:
@@ -143,12 +154,11 @@ class Steering:
         ids = list(self._entries)
         for queue in (self._order, self._ready):
             queue.clear()
-        self._held.clear()
         self._entries.clear()
-        self._reserved.clear()
+        self._places.clear()
         return ids
 
-    def _is_twin(self, entry: _Entry) -> bool:
+    def _is_twin(self, entry: Entry) -> bool:
         """Settle a question that was asked before: a greedy teacher would give the same answer."""
         entry.question = _question(entry.prompt)
         if entry.question in self._answered:
@@ -160,55 +170,34 @@ class Steering:
         first.twins.append(entry)
         return True
 
-    def _admit(self, entry: _Entry) -> None:
-        if not self._watch_caps:
+    def _admit(self, entry: Entry) -> None:
+        if self._places.admit(entry):
             self._ready.append(entry)
-        elif self.filter.full(entry.cap_key):
-            entry.skip = self._full(entry)
-        elif self._places(entry.cap_key) < 1:
-            self._held.setdefault(entry.cap_key, deque()).append(entry)
-        else:
-            self._reserve(entry)
 
-    def _places(self, cap_key: str) -> int:
-        """Places of a template that neither a kept row has nor a row in flight may take."""
-        return self.filter.settings.cap_per_template - self.filter.caps[cap_key] - self._reserved[cap_key]
+    def _release(self, entry: Entry) -> None:
+        """Give back the places of a row that is not kept, and let those go ahead that waited for them."""
+        self._ready.extend(self._places.release(entry))
 
-    def _reserve(self, entry: _Entry) -> None:
-        entry.reserves = True
-        self._reserved[entry.cap_key] += 1
-        self._ready.append(entry)
-
-    def _release(self, entry: _Entry) -> None:
-        """Give back the place of a row that is not kept, and let the next that waits for it go ahead."""
-        if not entry.reserves:
-            return
-        entry.reserves = False
-        self._reserved[entry.cap_key] -= 1
-        waiting = self._held.get(entry.cap_key)
-        if waiting and self._places(entry.cap_key) > 0:
-            self._reserve(waiting.popleft())
-            if not waiting:
-                del self._held[entry.cap_key]
-
-    def _full(self, entry: _Entry) -> Verdict:
-        return Verdict("cap", f"{self.filter.settings.cap_per_template} rows of {entry.cap_key!r} are kept already")
-
-    def _commit(self, entry: _Entry) -> Committed:
-        if entry.skip is not None:
-            committed = Committed(entry.prompt, NOT_ASKED, entry.skip, "skipped")
-        else:
-            committed = self._judge(entry)
+    def _commit(self, entry: Entry) -> Committed:
+        committed = self._end(entry)
+        self.candidates += committed.verdict.rule != QUOTA
         if committed.outcome == "kept":
-            self._keep(entry)
+            self.kept += 1
+            self._places.keep(entry)
         else:
             self._release(entry)
         self._settle_twins(entry, committed)
         return committed
 
-    def _judge(self, entry: _Entry) -> Committed:
+    def _end(self, entry: Entry) -> Committed:
+        """Return how a prompt ends. A filled quota goes before everything: its rows are not judged at all."""
         prompt, completion = entry.prompt, entry.completion
-        assert completion is not None
+        verdict = self.filter.quota(prompt.template)
+        if completion is None:
+            assert entry.skip is not None
+            return Committed(prompt, NOT_ASKED, verdict or entry.skip, "skipped", entry.waited)
+        if verdict is not None:
+            return Committed(prompt, completion, verdict, "rejected")
         if completion.error:
             return Committed(prompt, completion, Verdict("error", completion.error), "failed")
         if completion.verdict is not None:
@@ -224,16 +213,7 @@ class Steering:
         )
         return Committed(prompt, completion, verdict, "kept" if verdict.kept else "rejected")
 
-    def _keep(self, entry: _Entry) -> None:
-        self.kept += 1
-        if entry.reserves:
-            entry.reserves = False
-            self._reserved[entry.cap_key] -= 1
-        if self._watch_caps and self.filter.full(entry.cap_key):
-            for waiting in self._held.pop(entry.cap_key, ()):
-                waiting.skip = self._full(waiting)
-
-    def _settle_twins(self, entry: _Entry, committed: Committed) -> None:
+    def _settle_twins(self, entry: Entry, committed: Committed) -> None:
         """A twin of an answered question is skipped; after a failure the next twin is asked in its place."""
         if not entry.question or self._questions.get(entry.question) is not entry:
             return
@@ -252,7 +232,28 @@ class Steering:
 _TWIN = Verdict("duplicate", "the same question was asked before, and the teacher is greedy")
 
 
-def _question(prompt: Prompt) -> str:
-    """Return the hash of what the teacher sees."""
+def _question(prompt: Prompt) -> bytes:
+    """Return the hash of what the teacher sees, and of how it is split: that decides what a duplicate is."""
     turns = [text for turn in prompt.prefix for text in (turn.role, turn.content)]
-    return hash_id(prompt.template, *turns, prompt.question, str(prompt.max_tokens), str(prompt.constraint or ""))
+    asked = (prompt.instruction, prompt.input, str(prompt.max_tokens), str(prompt.constraint or ""))
+    return bytes.fromhex(hash_id(prompt.template, *turns, *asked))
+
+
+class Sound:
+    """Which early decisions cannot change what is kept, under these rules.
+
+    A prompt that is not asked never gets its key into the duplicates' set, and no rule that remembers rows sees it. So
+    it must be certain that another row with its key would be rejected too, and that no such rule would have seen it.
+    """
+
+    def __init__(self, rules: Filter, *, disjoint: bool, plain: bool) -> None:
+        settings = rules.settings
+        told_apart = "instruction" in settings.dedup_on and not settings.dedup_ignore
+        by_template = settings.cap_key == "template"
+        self.caps = (
+            settings.cap_per_template > 0
+            and told_apart
+            and not rules.optional.remembers
+            and (disjoint or not by_template)
+        )
+        self.refuse = bool(rules.optional) and told_apart and (plain or "input" in settings.dedup_on)

@@ -1,4 +1,4 @@
-"""Tally: what became of the prompts of a run, in counts.
+"""Tally: what became of the prompts of a run, in counts, and what early decisions saved.
 
 Promises that asked = kept + rejected + skipped + failed, and says so loudly where it does not hold.
 """
@@ -9,8 +9,46 @@ from collections import Counter
 from typing import Any
 
 from engine.errors import PotstillError
-from engine.filter import RULES
+from engine.filter import QUOTA, RULES
 from engine.rows import Outcome, Row
+
+SHOWN = 20
+"""Templates in a summary or a line of metrics: those with the most prompts."""
+
+
+class TemplateTally:
+    """The same of one template: what its answers cost says what one that was not finished would have cost."""
+
+    __slots__ = ("aborted", "aborted_tokens", "held", "results", "skipped", "whole", "whole_tokens")
+
+    def __init__(self) -> None:
+        self.results: Counter[str] = Counter()
+        """Prompts by what became of them: `kept`, `failed`, or the rule that rejected or skipped them."""
+        self.skipped = 0
+        self.held = 0
+        self.aborted = 0
+        self.aborted_tokens = 0
+        self.whole = 0
+        self.whole_tokens = 0
+
+    def add(self, outcome: Outcome, row: Row) -> None:
+        """Count one committed row."""
+        self.results[outcome if outcome in ("kept", "failed") else row.rule] += 1
+        if outcome == "skipped":
+            self.held += row.held
+            self.skipped += not row.held
+        elif row.aborted:
+            self.aborted += 1
+            self.aborted_tokens += row.output_tokens
+        elif outcome != "failed":
+            self.whole += 1
+            self.whole_tokens += row.output_tokens
+
+    def saved(self, mean: float) -> tuple[float, float, float]:
+        """Return the tokens that skipping, holding back and ending early saved; `mean` of all, where it has none."""
+        if self.whole:
+            mean = self.whole_tokens / self.whole
+        return self.skipped * mean, self.held * mean, max(0.0, self.aborted * mean - self.aborted_tokens)
 
 
 class Tally:
@@ -23,13 +61,10 @@ class Tally:
         self.skipped = 0
         self.rejected: Counter[str] = Counter(dict.fromkeys(RULES, 0))
         self.skipped_by: Counter[str] = Counter()
-        self.templates: dict[str, Counter[str]] = {}
+        self.templates: dict[str, TemplateTally] = {}
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.kept_tokens = 0
-        self._whole = 0
-        self._whole_tokens = 0
-        self._aborted_saved = 0.0
 
     def add(self, outcome: Outcome, row: Row) -> None:
         """Count one committed row."""
@@ -46,24 +81,32 @@ class Tally:
             self.skipped_by[row.rule] += 1
         else:
             self.failed += 1
-        self.templates.setdefault(row.template, Counter())[row.rule or "kept"] += 1
-        if row.aborted:
-            self._aborted_saved += max(0.0, self._mean - row.output_tokens)
-        elif outcome in ("kept", "rejected"):
-            self._whole += 1
-            self._whole_tokens += row.output_tokens
+        template = self.templates.get(row.template)
+        if template is None:
+            template = self.templates[row.template] = TemplateTally()
+        template.add(outcome, row)
+
+    @property
+    def candidates(self) -> int:
+        """Prompts that the budget of candidates counts: all but those of a quota that was filled."""
+        return self.asked - self.rejected[QUOTA] - self.skipped_by[QUOTA]
 
     @property
     def tokens_saved(self) -> dict[str, int]:
-        """Output tokens that early decisions saved, estimated with the mean length of rows that were finished.
+        """Output tokens that early decisions saved: an estimate, by the mean length of a template's whole answers.
 
-        A low estimate: a row that was ended for its length would have gone on past the mean.
+        A low one for rows that were ended for their length: they would have gone on past the mean.
         """
-        return {"skipped": round(self.skipped * self._mean), "aborted": round(self._aborted_saved)}
+        whole = sum(one.whole for one in self.templates.values())
+        mean = sum(one.whole_tokens for one in self.templates.values()) / whole if whole else 0.0
+        saved = [one.saved(mean) for one in self.templates.values()]
+        skipped, held, aborted = (round(sum(part)) for part in zip(*saved, strict=True)) if saved else (0, 0, 0)
+        return {"skipped": skipped, "held": held, "aborted": aborted}
 
-    @property
-    def _mean(self) -> float:
-        return self._whole_tokens / self._whole if self._whole else 0.0
+    def largest(self) -> list[tuple[str, TemplateTally]]:
+        """Return the templates with the most prompts, in the order of their names."""
+        by_size = sorted(self.templates.items(), key=lambda item: -item[1].results.total())
+        return sorted(by_size[:SHOWN])
 
     def lost(self) -> Counter[str]:
         """Return how many prompts each rule cost, skipped and rejected together."""
@@ -80,11 +123,13 @@ class Tally:
         return {
             "asked": self.asked,
             "kept": self.kept,
-            "rejected": dict(self.rejected),
+            "rejected": {rule: count for rule, count in self.rejected.items() if count or rule in RULES},
             "skipped": self.skipped,
             "skipped_by": dict(self.skipped_by),
             "failed": self.failed,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
+            "kept_tokens": self.kept_tokens,
             "tokens_saved": self.tokens_saved,
+            "templates": {name: dict(one.results) for name, one in self.largest()},
         }

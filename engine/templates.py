@@ -171,8 +171,8 @@ def content_hash(path: Path) -> str:
 
 
 def disjoint(templates: Sequence[Template]) -> bool:
-    """Say whether no two templates can make the same text: their literal beginnings differ."""
-    starts = sorted(template.literal for template in templates)
+    """Say whether no two templates can make the same text, white space around it aside: their beginnings differ."""
+    starts = sorted(template.literal.strip() for template in templates)
     return all(not later.startswith(earlier) for earlier, later in itertools.pairwise(starts))
 
 

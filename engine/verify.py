@@ -16,7 +16,7 @@ import msgspec
 from engine import config as configuration
 from engine.columns import Batch, Columns, Parser
 from engine.errors import DataError
-from engine.filter import RULES, Filter
+from engine.filter import QUOTA, RULES, Filter
 from engine.filter_batch import BatchFilter
 from engine.logprobs import check_logprobs
 from engine.rows import OUTCOMES, Outcome, Row, Verdict
@@ -39,7 +39,7 @@ def verify(folder: Path) -> dict[str, Any]:
             raise DataError(f"{folder / shard.file}: has no log-probabilities, though they were asked for")
     if "sources" in manifest.fingerprint:
         return _verify_filtered(folder, manifest)
-    tally, rules = Tally(), Filter(_filter_settings(manifest))
+    tally, rules = Tally(), Filter(_filter_settings(manifest), manifest.fingerprint.get("output.quotas"))
     for expected, (index, outcome, row, shard) in enumerate(_in_order(folder, manifest)):
         where = f"{folder / shard.file}: row {row.id}"
         if index != expected:
@@ -52,7 +52,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def _check_verdict(rules: Filter, outcome: Outcome, row: Row, where: str) -> None:
-    if outcome == "rejected" and row.aborted:
+    if outcome == "rejected" and row.aborted and row.rule != QUOTA:
         rules.judge_aborted(row.instruction, row.input, Verdict(row.rule, row.reason))
         return
     if outcome not in ("kept", "rejected"):

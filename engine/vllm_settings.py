@@ -184,8 +184,9 @@ def _lora_rank(adapter: Path) -> int:
 def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any:
     """Return the sampling of one prompt, everything explicit: a model's generation_config.json changes nothing."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
+    loops = sampling.end_loops
     return SamplingParams(
         n=1,
         temperature=sampling.temperature,
@@ -194,6 +195,9 @@ def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any
         max_tokens=answer_tokens(sampling, prompt),
         stop=list(sampling.stop),
         seed=prompt.seed if sampling.temperature > 0 else None,
+        repetition_detection=None
+        if loops is None
+        else RepetitionDetectionParams(loops.max_pattern_size, loops.min_pattern_size, loops.min_count),
         output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nobody else holds it, and the deep copy is half of what adding a request costs
         **(_scoring(sampling) if sampling.logprobs else {}),

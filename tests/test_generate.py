@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -96,8 +98,12 @@ def test_killed_at_random_points_it_resumes_to_the_same_rows(whole: Path, tmp_pa
 
 
 def size(folder: Path) -> int:
-    """Bytes of rows in a run folder, published or not."""
-    return sum(path.stat().st_size for path in folder.glob("*.jsonl*") if path.name != "metrics.jsonl")
+    """Bytes of rows in a run folder, published or not; a file may be renamed while they are counted."""
+    found = 0
+    for path in folder.glob("*.jsonl*"):
+        with suppress(FileNotFoundError):
+            found += path.stat().st_size if path.name != "metrics.jsonl" else 0
+    return found
 
 
 def test_torn_and_spoilt_tails_are_dropped(whole: Path, tmp_path: Path) -> None:
@@ -233,7 +239,77 @@ def test_accepted_stops_as_soon_as_enough_is_kept(tmp_path: Path) -> None:
 def test_accepted_says_when_the_prompts_run_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = generate(settings("output.accepted=2900", "filter.cap_per_template=0"), tmp_path / "run")
     assert summary["asked"] == 3000
+    assert summary["ending"] == "prompts"
     assert "the prompts ran out" in capsys.readouterr().err
+
+
+QUOTAS = ["output.quotas.json=300", "output.quotas.temperature=100", "output.quotas.colour=5"]
+
+
+def test_quotas_end_the_run_when_all_are_filled(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    summary = generate(settings(*QUOTAS), folder)
+    kept = Counter(orjson.loads(line)["template"] for line in lines(folder))
+    assert kept == {"json": 300, "temperature": 100, "colour": 5}
+    assert summary["ending"] == "quotas"
+    assert summary["skipped_by"]["quota"] > 0
+    assert {orjson.loads(line)["rule"] for line in lines(folder, "skipped")} == {"quota"}
+    verify(folder)
+    other = tmp_path / "other"
+    for bytes_ in (20_000, 60_000):
+        process = subprocess.Popen(command(other, *QUOTAS, "teacher.echo.tokens_per_s=6000"), stderr=subprocess.DEVNULL)
+        while process.poll() is None and size(other) < bytes_:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    again = generate(settings(*QUOTAS, "filter.early=false", "teacher.echo.max_num_seqs=7"), other)
+    assert lines(other) == lines(folder)
+    assert again["asked"] == summary["asked"]
+    verify(other)
+
+
+def test_the_budget_of_candidates_ends_a_run_and_a_larger_one_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["output.accepted=200", "prompts.count=100000"]
+    generate(settings(*wanted), tmp_path / "whole")
+    summary = generate(settings(*wanted, "output.candidates=150"), tmp_path / "run")
+    assert (summary["asked"], summary["ending"]) == (150, "candidates")
+    assert summary["kept"] < 150
+    said = capsys.readouterr().err
+    assert f"only {summary['kept']} of 200 rows: the budget of 150 candidates ran out" in said
+    generate(settings(*wanted, "output.candidates=150"), tmp_path / "run")
+    assert "is finished" in capsys.readouterr().err
+    generate(settings(*wanted, "output.candidates=5000"), tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert verify(tmp_path / "run")["finished"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["output.quotas.jason=3"], "no template 'jason'; there are colour, json, temperature"),
+        (["output.quotas.json=701"], "701 rows of 'json' are wanted, and filter.cap_per_template keeps 700"),
+        ([*QUOTAS, "output.accepted=406"], r"output.accepted = 406 is more than the quotas .*\(405\)"),
+        (["sampling.end_loops={}"], "sampling.end_loops is for teacher.backend = 'vllm'"),
+        (["sampling.end_loops={}", "teacher.backend=vllm"], 'add .*filter.rules.* with use = "repetition"'),
+    ],
+)
+def test_what_can_never_come_true_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        generate(settings(*overrides), tmp_path / "run")
+
+
+def test_inputs_that_leak_are_not_asked_and_the_kept_rows_are_the_same(tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text('{"instruction": "Format as JSON. name=Alan age=801"}\n')
+    rule = f"filter.rules=[{{use='leak', files=['{held_out}'], slots=true}}]"
+    summary = generate(settings(rule, "prompts.count=500"), tmp_path / "early")
+    late = generate(settings(rule, "prompts.count=500", "filter.early=false"), tmp_path / "late")
+    assert lines(tmp_path / "early") == lines(tmp_path / "late")
+    assert summary["skipped_by"]["leak"] >= late["rejected"]["leak"] > 15
+    assert summary["output_tokens"] < late["output_tokens"]
+    assert "held out" in orjson.loads(lines(tmp_path / "early", "skipped")[0])["reason"]
 
 
 def test_the_gate_shows_the_first_rows_and_stops_what_is_hopeless(
@@ -256,7 +332,7 @@ def test_prometheus_text_while_it_runs(tmp_path: Path) -> None:
     process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         text, deadline = "", time.monotonic() + 20
-        while 'outcome="kept"' not in text and time.monotonic() < deadline:
+        while 'result="kept",template="json"' not in text and time.monotonic() < deadline:
             time.sleep(0.1)
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
@@ -268,14 +344,20 @@ def test_prometheus_text_while_it_runs(tmp_path: Path) -> None:
         process.wait()
     assert 'potstill_prompts_total{outcome="kept"' in text
     assert 'potstill_tokens_total{kind="saved_skipped"}' in text
+    assert 'potstill_template_prompts_total{result="kept",template="json"}' in text
+    assert "potstill_kept_per_answering_s " in text
 
 
 def test_metrics_and_summary_agree(whole: Path) -> None:
     last = orjson.loads((whole / "metrics.jsonl").read_bytes().splitlines()[-1])
     manifest = read_manifest(whole)
     assert manifest.finished
-    for key in ("asked", "kept", "rejected", "skipped", "failed", "output_tokens"):
+    for key in ("asked", "kept", "rejected", "skipped", "failed", "output_tokens", "tokens_saved", "templates"):
         assert last[key] == manifest.summary[key]
+    assert {"rows_per_s", "output_tokens_per_s", "kept_per_s", "kept_per_answering_s", "kept_per_gpu_s"} <= last.keys()
+    templates = last["templates"]
+    assert sum(one["kept"] for one in templates.values()) == last["kept"]
+    assert sum(sum(one.values()) for one in templates.values()) == last["asked"]
 
 
 def test_the_resolved_config_is_in_the_run(whole: Path) -> None:

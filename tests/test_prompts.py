@@ -39,8 +39,8 @@ def templates(folder: Path, text: str = TWO) -> str:
     return str(path)
 
 
-def source(path: str, *, count: int | None = None, seed: int = 1, greedy: bool = False, accepted: int | None = None):
-    return open_source(Prompts(templates=path, count=count, seed=seed), run_seed=7, greedy=greedy, accepted=accepted)
+def source(path: str, *, count: int | None = None, seed: int = 1, greedy: bool = False, endless: bool = False):
+    return open_source(Prompts(templates=path, count=count, seed=seed), run_seed=7, greedy=greedy, endless=endless)
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1))

@@ -13,8 +13,10 @@
 where the finished row is certain to be rejected, whatever comes. A rule that remembers rows does so in `finish`,
 which is called once for each row that the rules before it let pass, in order, and again when a run is resumed.
 
-Rules behind one that may remember are not asked early: a row that they would end would never be remembered, and a later
-row could be kept for it.
+Two things are optional. A rule of your own with `remembers = False` on its class says that it remembers no rows. Behind
+a rule that may remember nothing is decided early, neither by `feed` nor by the cap: a row that is not finished would
+never be remembered, and a later row could be kept for it. `refuse(instruction, input)` gives a reason that the prompt
+alone decides, so that it is never asked. Neither `feed` nor `refuse` may depend on white space around a text.
 """
 
 from __future__ import annotations
@@ -51,16 +53,41 @@ class RowRule(Protocol):
 
 
 REMEMBERING = (settings.NearDuplicate, settings.Semantic, settings.Own)
-"""Rules whose verdict may depend on the rows that they were shown; of your own rule it is not known."""
+"""Rules whose verdict may depend on the rows that they were shown; of your own rule it is not known.
+
+One of your own may say that it does not: `remembers = False`."""
+
+
+@runtime_checkable
+class Refusing(Protocol):
+    """A rule that may know from the prompt alone."""
+
+    def refuse(self, instruction: str, input_text: str) -> str | None: ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A rule that decides earlier where it knows how long a kept output can get."""
+
+    max_chars: int | None
 
 
 class OptionalRules:
     """The optional rules of a run, in order."""
 
-    def __init__(self, chosen: Sequence[settings.Rule]) -> None:
+    def __init__(self, chosen: Sequence[settings.Rule], *, max_chars: int | None = None) -> None:
+        """Build the rules; an output of more than `max_chars` characters is rejected before they see it."""
         self._rules = [(_name(rule), make_rule(rule)) for rule in chosen]
-        first = next((place for place, rule in enumerate(chosen) if isinstance(rule, REMEMBERING)), len(chosen))
-        self._early = self._rules[: first + 1]
+        remembering = [
+            isinstance(one, REMEMBERING) and getattr(rule, "remembers", True)
+            for one, (_, rule) in zip(chosen, self._rules, strict=True)
+        ]
+        self.remembers = any(remembering)
+        self._early = self._rules[: remembering.index(True) + 1] if self.remembers else self._rules
+        self._refusing = [(name, rule) for name, rule in self._early if isinstance(rule, Refusing)]
+        for _, rule in self._rules:
+            if isinstance(rule, Bounded):
+                rule.max_chars = max_chars
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -77,6 +104,14 @@ class OptionalRules:
         """Return a rejection that an unfinished output is certain to get, or None."""
         for name, rule in self._early:
             reason = rule.feed(partial)
+            if reason is not None:
+                return Verdict(name, reason)
+        return None
+
+    def refuse(self, instruction: str, input_text: str) -> Verdict | None:
+        """Return a rejection that the prompt alone makes certain, or None."""
+        for name, rule in self._refusing:
+            reason = rule.refuse(instruction, input_text)
             if reason is not None:
                 return Verdict(name, reason)
         return None

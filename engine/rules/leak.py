@@ -1,8 +1,8 @@
 """Leak guard: no row of training data may ask what a held-out item asks.
 
 Three looks at the question (instruction and input): the same words; the same words when numbers, quoted texts and
-names are slots; a long run of words in common. It cannot decide early: it reads the prompt alone, and an unfinished
-output says nothing of that.
+names are slots; a long run of words in common. It reads the prompt alone, so the verdict is known before a teacher
+is asked (`refuse`); `feed` sees only the output and says nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class LeakRule:
         return None
 
     def finish(self, draft: Draft) -> str | None:
-        question = f"{draft.instruction} {draft.input}"
+        return self.refuse(draft.instruction, draft.input)
+
+    def refuse(self, instruction: str, input_text: str) -> str | None:
+        question = f"{instruction.strip()} {input_text.strip()}"
         words = words_of(question)
         same = self._texts.get(_hash(words))
         if same is not None:

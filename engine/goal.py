@@ -1,0 +1,59 @@
+"""Goal: when a run has enough, when it may ask no more, and how the end is told.
+
+Promises that both follow from the committed rows alone, so that every run of one configuration ends at the same row.
+Knows counts; nothing of prompts, teachers or disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from engine import config as configuration
+from engine.filter import Filter
+
+CANDIDATES_PER_ROW = 20
+"""Budget for each wanted row where `output.candidates` is not set: a yield below 5% is a mistake, not a mixture."""
+CANDIDATES_AT_LEAST = 1000
+Ending = Literal["accepted", "quotas", "candidates", "prompts"]
+"""Why a run is over."""
+
+
+class Goal:
+    """What a run is to reach, and what it may spend."""
+
+    def __init__(self, output: configuration.Output) -> None:
+        self.accepted = output.accepted
+        self.quotas = output.quotas
+        wanted = output.accepted or sum(output.quotas.values())
+        default = CANDIDATES_PER_ROW * wanted + CANDIDATES_AT_LEAST if wanted else None
+        self.candidates = output.candidates or default
+
+    def ending(self, rules: Filter, *, kept: int, candidates: int) -> Ending | None:
+        """Return why a run with these counts is over, or None."""
+        if self.accepted is not None and kept >= self.accepted:
+            return "accepted"
+        if self.accepted is None and self.quotas and not rules.open_quotas:
+            return "quotas"
+        if self.candidates is not None and candidates >= self.candidates:
+            return "candidates"
+        return None
+
+    def shortfall(self, ending: Ending, kept: int, of_quota: Mapping[str, int]) -> str | None:
+        """Return the sentence for a run that ended before its goal, or None."""
+        missing = [
+            f"{of_quota.get(name, 0):,} of {wanted:,} rows of {name!r}"
+            for name, wanted in self.quotas.items()
+            if self.accepted is None and of_quota.get(name, 0) < wanted
+        ]
+        if self.accepted is not None and kept < self.accepted:
+            missing = [f"{kept:,} of {self.accepted:,} rows"]
+        if not missing:
+            return None
+        if ending == "candidates":
+            assert self.candidates is not None
+            why = f"the budget of {self.candidates:,} candidates ran out; see where rows are lost with potstill "
+            why += "explain, then raise output.candidates and run the same command again to go on"
+        else:
+            why = "the prompts ran out; raise prompts.count or widen the slots"
+        return f"only {', '.join(missing)}: {why}"
