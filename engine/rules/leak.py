@@ -1,8 +1,8 @@
 """Leak guard: no row of training data may ask what a held-out item asks.
 
 Three looks at the question (instruction and input): the same words; the same words when numbers, quoted texts and
-names are slots; a long run of words in common. It reads the prompt alone, so the verdict is known before a teacher
-is asked (`refuse`); `feed` sees only the output and says nothing.
+names are slots; a long run of words in common. It reads the prompt alone, so it can decide early, before a teacher is
+asked (`refuse`); `feed` sees only the output and says nothing.
 """
 
 from __future__ import annotations
