@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
+from engine import presets
 from engine.errors import ConfigError, MissingError
 from engine.sections import (
     RECIPE_PHRASES,
@@ -93,12 +94,12 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_mapping(data: dict[str, Any], *, where: str) -> Config:
-    """Check a nested mapping and return it as a Config.
+    """Check a nested mapping and return it as a Config, with the preset that it names beneath.
 
     Raises: ConfigError with the key's path and, for an unknown key, the nearest known one.
     """
     try:
-        return msgspec.convert(data, Config)
+        return msgspec.convert(presets.under(data, where=where), Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(str(error))}") from None
 

@@ -204,6 +204,8 @@ class Student(Section, frozen=True):
 class Train(Section, frozen=True):
     """How it learns; the defaults are the original recipe's."""
 
+    preset: str = ""
+    """Defaults for a kind of card, `t4`, `24gb` or `h100` (engine/presets.py); what is written here wins over them."""
     backend: Literal["auto", "unsloth", "trl"] = "auto"
     """`auto` takes Unsloth where a GPU and Unsloth are there, else TRL and PEFT."""
     tuning: Literal["qlora", "lora", "full"] = "qlora"

@@ -59,7 +59,7 @@ class Done(msgspec.Struct, kw_only=True):
 def fingerprint(config: Config, manifest: Manifest) -> str:
     """Return a hash of all that decides the student: settings, template, and the checksums of the kept rows."""
     train = msgspec.to_builtins(config.train)
-    del train["report_to"]
+    del train["report_to"], train["preset"]  # What a preset decides, the other keys say.
     if not config.train.patience:
         del train["checkpoint_steps"]
     settings = {
