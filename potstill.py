@@ -13,6 +13,7 @@ from typing import Any
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("evals.cli", "do every stage: generate, train, eval, report; resume at the stage that is not done"),
+    "doctor": ("trainer.cli", "advice before money is spent: models, card, libraries, memory, prompts, disk"),
     "generate": ("engine.cli", "ask the teacher, filter its answers as they arrive, write sharded JSONL"),
     "filter": ("engine.cli", "filter rows that exist already"),
     "explain": ("engine.cli", "why a row was dropped, what it duplicated, and what each rule cost each template"),

@@ -1,4 +1,4 @@
-"""The trainer's command: flags in, one JSON line out."""
+"""The trainer's commands: flags in, one JSON line out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 
 from engine.command import Command, config_arguments
 from engine.config import load
+from engine.errors import TrainError
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,4 +31,19 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-COMMANDS = {"train": Command(_arguments, _run)}
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    config_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where the run is to be (its disk)")
+
+
+def _doctor(args: argparse.Namespace) -> dict[str, Any]:
+    from trainer.doctor import examine
+
+    found = examine(load(Path(args.config), args.overrides), args.out)
+    if found["fail"]:
+        print(msgspec.json.encode(found).decode(), flush=True)
+        raise TrainError(f"{found['fail']} checks fail; nothing is worth starting before they are mended")
+    return found
+
+
+COMMANDS = {"train": Command(_arguments, _run), "doctor": Command(_doctor_arguments, _doctor)}
