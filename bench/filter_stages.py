@@ -15,6 +15,7 @@ from engine import config as configuration
 from engine.columns import Batch, Columns, Parser
 from engine.filter import Filter
 from engine.filter_batch import BatchFilter
+from engine.part import Pieces
 from engine.readers import BATCH_BYTES, Position, read
 from engine.rows import Outcome
 from engine.shards import Manifest, ShardWriter
@@ -77,7 +78,7 @@ class _Stages:
         scan = self._filter.scan(batch.data, batch.lines)
         if self._last == STAGES.index("scan"):
             return
-        parsed = self._parser.parse(batch, joined=scan.joined)
+        parsed = self._parser.parse(batch)
         if self._last == STAGES.index("keys"):
             self._filter.keys(parsed.rows)
         if self._last >= STAGES.index("judge"):
@@ -87,7 +88,7 @@ class _Stages:
                 self._write("kept", judged.kept, len(judged.kept))
                 self._write("rejected", judged.rejected, judged.rules.total())
 
-    def _write(self, kind: Outcome, pieces: list[bytes], rows: int) -> None:
+    def _write(self, kind: Outcome, pieces: Pieces, rows: int) -> None:
         self._writer.append(kind, pieces, rows=rows)
         if self._writer.due:
             self._writer.publish()

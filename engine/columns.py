@@ -7,6 +7,7 @@ every line that is not blank ends as exactly one row or one bad line. Knows noth
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -55,15 +56,26 @@ class BadLine(msgspec.Struct, frozen=True):
 class Batch:
     """Consecutive lines of one file, as they were read; a missing last newline is put in."""
 
-    __slots__ = ("data", "first_line", "lines", "name")
+    __slots__ = ("_lines", "data", "first_line", "name")
 
-    def __init__(self, name: str, first_line: int, lines: list[bytes]) -> None:
-        if lines and not lines[-1].endswith(b"\n"):
-            lines[-1] += b"\n"
+    def __init__(self, name: str, first_line: int, lines: list[bytes] | bytes) -> None:
         self.name = name
         self.first_line = first_line
-        self.lines = lines
-        self.data = b"".join(lines)
+        self._lines: list[bytes] | None = None
+        if isinstance(lines, list):
+            if lines and not lines[-1].endswith(b"\n"):
+                lines[-1] += b"\n"
+            self._lines = lines
+            self.data = b"".join(lines)
+        else:
+            self.data = lines if lines.endswith(b"\n") or not lines else lines + b"\n"
+
+    @property
+    def lines(self) -> list[bytes]:
+        """Return the lines, each with its newline."""
+        if self._lines is None:
+            self._lines = io.BytesIO(self.data).readlines()
+        return self._lines
 
 
 class Parsed(msgspec.Struct):
@@ -89,13 +101,11 @@ class Parser:
             self._convert = text_of_chat
         self._decoder = msgspec.json.Decoder(_chat_struct(columns) if columns.messages else _struct(columns, fields))
 
-    def parse(self, batch: Batch, *, joined: bool = True) -> Parsed:
-        """Return the rows and the bad lines of a batch; `joined` says that a line may hold two objects.
-
-        If none does, as many objects as lines means that each line is one.
-        """
+    def parse(self, batch: Batch) -> Parsed:
+        """Return the rows and the bad lines of a batch."""
         lines, data = batch.lines, batch.data
-        if (not joined or _is_enclosed(lines)) and _is_utf8(lines, data):
+        # As many objects as lines, each of which is enclosed, means that each line is one.
+        if _is_enclosed(lines) and _is_utf8(lines, data):
             try:
                 rows = self._rows(data)
             except (msgspec.DecodeError, ValueError, RecursionError):
@@ -116,19 +126,24 @@ class Parser:
         for number, line in enumerate(lines, first_line):
             if line.isspace():
                 continue
-            try:
-                rows.append(self._row(line))
-                good.append(line)
-            except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            row = self.read_line(line)
+            if isinstance(row, str):
                 places.append(len(good) + len(bad))
-                bad.append(BadLine(number, _reason(error), line))
+                bad.append(BadLine(number, row, line))
+            else:
+                rows.append(row)
+                good.append(line)
         return Parsed(good, b"".join(good), rows, bad, places)
 
-    def _row(self, line: bytes) -> Any:
-        if not line.isascii():
-            line.decode()
-        row = self._decoder.decode(line)
-        return self._convert(row) if self._convert else row
+    def read_line(self, line: bytes) -> Any:
+        """Return the row that a line holds, or the reason (a str) why it is none."""
+        try:
+            if not line.isascii():
+                line.decode()
+            row = self._decoder.decode(line)
+            return self._convert(row) if self._convert else row
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            return _reason(error)
 
 
 def _is_enclosed(lines: list[bytes]) -> bool:

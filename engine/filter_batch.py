@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ import xxhash
 from engine.columns import BRACE_CLOSE, MARKS, Parsed
 from engine.filter import DUPLICATE, RULES, SEPARATOR, Filter, text_key
 from engine.filter import PREFIX_WORDS as WORDS
+from engine.part import Pieces
 from engine.raw_scan import EVERY, RawScanner, Scan, Suspects
 from engine.rows import Verdict
 from engine.rules import Draft
@@ -28,15 +30,17 @@ from engine.run_rows import OWN
 class Judged(msgspec.Struct):
     """What became of a batch."""
 
-    kept: list[bytes]
+    kept: Pieces
     """Lines."""
-    rejected: list[bytes]
+    rejected: Pieces
     """Pieces of lines."""
     rules: Counter[str]
     """Rejected rows by rule."""
-    skipped: list[bytes]
+    skipped: list[bytes] = []
     """Pieces of lines of rows whose generation was ended early for a reason that no longer holds."""
-    skips: int
+    skips: int = 0
+    keeps: int = 0
+    """Rows in `kept`."""
 
 
 class BatchFilter:
@@ -46,8 +50,11 @@ class BatchFilter:
         self.filter = rules
         self._aborted = aborted
         self._guard = rules.content.guard
-        self._scanner = RawScanner(() if self._guard.robust else self._guard.phrases, MARKS)
         self._cap_marks: dict[str, bytes] = {}
+
+    @cached_property
+    def _scanner(self) -> RawScanner:
+        return RawScanner(() if self._guard.robust else self._guard.phrases, MARKS)
 
     def fields(self) -> set[str]:
         """Return the fields besides instruction and output that the rules read."""
@@ -73,11 +80,8 @@ class BatchFilter:
         self.filter.seen.refresh(keys)
         seen = self.filter.seen.recent
         remember = seen.add
-        kept: list[bytes] = []
-        rejected: list[int] = []
-        marks: list[bytes] = []
-        rules: list[str] = []
-        skipped: list[int] = []
+        kept, marks, rules = list[bytes](), list[bytes](), list[str]()
+        rejected, skipped = list[int](), list[int]()
         duplicates, aborted = 0, self._aborted
         # One loop with everything in it: a call for each row and rule would cost as much as the rules do.
         for index, (row, key) in enumerate(zip(parsed.rows, keys, strict=True)):
@@ -86,7 +90,7 @@ class BatchFilter:
                 if verdict is None:
                     skipped.append(index)
                     continue
-                mark = _mark(verdict.rule, verdict.reason)
+                mark = put_mark(verdict.rule, verdict.reason)
                 rules.append(verdict.rule)
             elif key in seen:
                 mark = duplicate
@@ -95,17 +99,17 @@ class BatchFilter:
                 remember(key)
                 output = row.output
                 if not shortest <= len(output) <= longest:
-                    mark = _mark("length", self.filter.content.length_reason(len(output)))
+                    mark = put_mark("length", self.filter.content.length_reason(len(output)))
                     rules.append("length")
                 elif index in suspects and (phrase := self._phrase(output, suspects[index])) is not None:
-                    mark = _mark("phrase", self._guard.reason(phrase))
+                    mark = put_mark("phrase", self._guard.reason(phrase))
                     rules.append("phrase")
                 elif special:
                     verdict = self._judge_special(row)
                     if verdict.kept:
                         kept.append(lines[index])
                         continue
-                    mark = _mark(verdict.rule, verdict.reason)
+                    mark = put_mark(verdict.rule, verdict.reason)
                     rules.append(verdict.rule)
                 else:
                     cap_key = " ".join(row.instruction.split(None, WORDS)[:WORDS]) if by_prefix else row.template or ""
@@ -118,13 +122,13 @@ class BatchFilter:
                     rules.append("cap")
             rejected.append(index)
             marks.append(mark)
-        counts = Counter(rules)
-        counts["duplicate"] += duplicates
         if not special:
             self.filter.kept += len(kept)
+        counts = Counter(rules)
+        counts["duplicate"] += duplicates
         put = _put_marks_beside_own if scan.marked else _put_marks
         skips = put(parsed, skipped, [_ABORTED_MARK] * len(skipped), numbers)
-        return Judged(kept, put(parsed, rejected, marks, numbers), counts, skips, len(skipped))
+        return Judged(kept, put(parsed, rejected, marks, numbers), counts, skips, len(skipped), len(kept))
 
     def _judge_special(self, row: Any) -> Verdict:
         """Judge a row by the optional rules and the caps that need more than its own fields."""
@@ -175,7 +179,7 @@ class BatchFilter:
     def _cap_mark(self, cap_key: str) -> bytes:
         mark = self._cap_marks.get(cap_key)
         if mark is None:
-            mark = self._cap_marks[cap_key] = _mark("cap", self.filter.cap_reason(cap_key))
+            mark = self._cap_marks[cap_key] = put_mark("cap", self.filter.cap_reason(cap_key))
         return mark
 
 
@@ -186,12 +190,13 @@ def draft_of(row: Any) -> Draft:
     )
 
 
-def _mark(rule: str, reason: str) -> bytes:
+def put_mark(rule: str, reason: str) -> bytes:
+    """Return what is put into a rejected row, up to its number."""
     return b',"rule":"%b","reason":%b,"row_number":' % (rule.encode(), orjson.dumps(reason))
 
 
-_ABORTED_MARK = _mark("aborted", "ended early for a reason that no longer holds; generate again to judge it")
-_DUPLICATE_MARK = _mark(DUPLICATE.rule, DUPLICATE.reason)
+_ABORTED_MARK = put_mark("aborted", "ended early for a reason that no longer holds; generate again to judge it")
+_DUPLICATE_MARK = put_mark(DUPLICATE.rule, DUPLICATE.reason)
 
 
 def _put_marks(parsed: Parsed, rejected: list[int], marks: list[bytes], numbers: Sequence[int]) -> list[bytes]:
@@ -210,15 +215,20 @@ def _put_marks_beside_own(
     """Do the same for rows that may have fields called like a mark: those get another name."""
     pieces: list[bytes] = []
     for index, mark in zip(rejected, marks, strict=True):
-        line = parsed.lines[index].rstrip()
-        fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-        for key in MARKS:
-            if key in fields:
-                value = fields.pop(key)
-                fields[_free_name(key, fields)] = value
-                line = msgspec.json.encode(fields)
-        pieces += (line[:-1], mark, b"%d}\n" % numbers[index])
+        pieces += put_mark_beside_own(parsed.lines[index], mark, numbers[index])
     return pieces
+
+
+def put_mark_beside_own(line: bytes, mark: bytes, number: int) -> tuple[bytes, bytes, bytes]:
+    """Return the pieces of one such line."""
+    line = line.rstrip()
+    fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    for key in MARKS:
+        if key in fields:
+            value = fields.pop(key)
+            fields[_free_name(key, fields)] = value
+            line = msgspec.json.encode(fields)
+    return line[:-1], mark, b"%d}\n" % number
 
 
 def _free_name(key: str, fields: Mapping[str, Any]) -> str:

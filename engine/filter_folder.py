@@ -11,10 +11,10 @@ import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -22,8 +22,9 @@ from engine import config as configuration
 from engine.columns import BadLine, Batch, Columns, Parsed, Parser
 from engine.config import Config
 from engine.errors import ConfigError, DataError, Interrupted, PotstillError, UsageError
-from engine.filter import RULES, Filter
-from engine.filter_batch import BatchFilter
+from engine.filter import DUPLICATE, RULES, Filter
+from engine.filter_batch import BatchFilter, Judged
+from engine.part import Pieces
 from engine.readers import Position
 from engine.robust_sample import RobustSample
 from engine.rows import Outcome
@@ -40,6 +41,10 @@ from engine.shards import (
     write_manifest,
 )
 
+if TYPE_CHECKING:
+    from engine.filter_chunk import Chunk
+    from engine.filter_native import NativeFilter
+
 FAILED_CHARS = 10_000
 """A bad line is written to the failed shard up to so many characters; its source keeps the rest."""
 
@@ -54,15 +59,27 @@ def fingerprint(settings: Config, sources: Sequence[str], columns: Columns) -> d
     return found
 
 
+class Chosen(NamedTuple):
+    """How a run judges."""
+
+    rules: Filter
+    aborted: bool
+    """Rows may come whose generation was ended early."""
+    native: NativeFilter | None
+    """The compiled filter, where it can be had and knows the rules."""
+
+
 class FilterFolder:
     """An open output folder and the filter that fills it."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, settings: Config, writer: ShardWriter | StdoutWriter, *, aborted: bool
+        self, folder: Path, manifest: Manifest, settings: Config, writer: ShardWriter | StdoutWriter, chosen: Chosen
     ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.filter = BatchFilter(Filter(settings.filter), aborted=aborted)
+        self.settings = settings
+        self.filter = BatchFilter(chosen.rules, aborted=chosen.aborted)
+        self.native = chosen.native
         self.counts: Counter[str] = Counter()
         self.rules: Counter[str] = Counter(dict.fromkeys(RULES, 0))
         self.writer = writer
@@ -72,7 +89,7 @@ class FilterFolder:
     def take(self, parser: Parser, batch: Batch, *, strict: bool) -> None:
         """Judge a batch and write what became of it."""
         scan = self.filter.scan(batch.data, batch.lines)
-        parsed = parser.parse(batch, joined=scan.joined)
+        parsed = parser.parse(batch)
         if parsed.data is not batch.data:
             scan = self.filter.scan(parsed.data, parsed.lines)
         first = self.counts["asked"]
@@ -81,24 +98,45 @@ class FilterFolder:
         if parsed.bad:
             numbers = self._fail(parsed, batch, numbers, strict=strict)
         judged = self.filter.judge(parsed, numbers, scan)
+        self._write(judged)
+        if self._robust.due:
+            chosen = set(map(id, judged.kept))
+            both = zip(parsed.lines, parsed.rows, strict=True)
+            self._robust.look([row.output for line, row in both if id(line) in chosen])
+
+    def take_chunk(self, native: NativeFilter, chunk: Chunk, *, strict: bool) -> None:
+        """Do the same for a chunk that is scanned."""
+        first = self.counts["asked"]
+        self.counts["asked"] += chunk.count - chunk.blank
+        if chunk.bad:
+            self._fail_lines(chunk.name, chunk.bad_lines(first), strict=strict)
+        self._write(native.judge(chunk, first))
+        if self._robust.due:
+            self._robust.look(native.outputs(chunk))
+
+    def _write(self, judged: Judged) -> None:
         self.rules.update(judged.rules)
-        self.counts["kept"] += len(judged.kept)
+        self.counts["kept"] += judged.keeps
         self.counts["skipped"] += judged.skips
-        self.writer.append("kept", judged.kept)
+        self.writer.append("kept", judged.kept, rows=judged.keeps)
         self.writer.append("rejected", judged.rejected, rows=judged.rules.total())
         self.writer.append("skipped", judged.skipped, rows=judged.skips)
-        self._robust.look(parsed, judged.kept)
 
     def _fail(self, parsed: Parsed, batch: Batch, numbers: Sequence[int], *, strict: bool) -> list[int]:
         """Write the bad lines of a batch and return the numbers of its rows, between which they stand."""
-        bad = parsed.bad[0]
-        if strict:
-            raise DataError(f"{batch.name}:{bad.number}: {bad.reason}; mend the line, or leave out --strict")
         failed = {numbers[place]: bad for place, bad in zip(parsed.bad_places, parsed.bad, strict=True)}
-        self.writer.append("failed", [_failed_line(batch.name, bad, number) for number, bad in failed.items()])
-        self.counts["failed"] += len(failed)
-        self.last_failure = f"{batch.name}:{bad.number}: {bad.reason}"
+        self._fail_lines(batch.name, failed, strict=strict)
         return [number for number in numbers if number not in failed]
+
+    def _fail_lines(self, name: str, failed: Mapping[int, BadLine], *, strict: bool) -> None:
+        """Write bad lines, by their number in the input."""
+        if strict:
+            bad = next(iter(failed.values()))
+            raise DataError(f"{name}:{bad.number}: {bad.reason}; mend the line, or leave out --strict")
+        self.writer.append("failed", [_failed_line(name, bad, number) for number, bad in failed.items()])
+        self.counts["failed"] += len(failed)
+        bad = list(failed.values())[-1]
+        self.last_failure = f"{name}:{bad.number}: {bad.reason}"
 
     def publish(self, position: Position) -> None:
         """Publish what is written, together with how far the sources are read."""
@@ -142,11 +180,17 @@ class FilterFolder:
             raise DataError(
                 f"{self.folder}: a published {kind} row cannot be read ({parsed.bad[0].reason}); start again"
             )
-        if kind == "kept":
+        kept, lines = kind == "kept", parsed.lines
+        if kept:
             self.counts["kept"] += len(parsed.rows)
         else:
             self.rules.update(row.rule for row in parsed.rows)
-        self.filter.restore(parsed.rows, kept=kind == "kept")
+            both = zip(parsed.lines, parsed.rows, strict=True)
+            lines = [line for line, row in both if row.rule != DUPLICATE.rule]
+        if self.native is None:
+            self.filter.restore(parsed.rows, kept=kept)
+        elif lines:
+            self.native.restore(b"".join(lines), kept=kept)
 
 
 class StdoutWriter:
@@ -154,7 +198,7 @@ class StdoutWriter:
 
     due = False
 
-    def append(self, kind: Outcome, lines: list[bytes], *, rows: int | None = None) -> None:
+    def append(self, kind: Outcome, lines: Pieces, *, rows: int | None = None) -> None:
         """Write kept lines."""
         if kind != "kept":
             return
@@ -180,11 +224,9 @@ def position_after(position: dict[str, int], sources: int) -> Position:
 
 @contextmanager
 def open_folder(
-    folder: Path, settings: Config, wanted: dict[str, Any], *, zstd: bool, aborted: bool
+    folder: Path, settings: Config, wanted: dict[str, Any], chosen: Chosen, *, zstd: bool
 ) -> Iterator[FilterFolder]:
     """Open a folder, new or as it was left, locked against a second process.
-
-    `aborted` says that rows may come whose generation was ended early.
 
     Raises: ConfigError where a setting has changed, UsageError where the folder holds something else.
     """
@@ -201,7 +243,7 @@ def open_folder(
             write_manifest(folder, manifest)
         discard_unpublished(folder, manifest)
         writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes, zstd=zstd)
-        run = FilterFolder(folder, manifest, settings, writer, aborted=aborted)
+        run = FilterFolder(folder, manifest, settings, writer, chosen)
         try:
             yield run
         finally:

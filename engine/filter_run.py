@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,18 @@ from engine.columns import Columns, Parser
 from engine.command import set_argument
 from engine.config import Config
 from engine.errors import UsageError
-from engine.filter_folder import FilterFolder, StdoutWriter, fingerprint, open_folder, position_after
+from engine.filter import Filter
+from engine.filter_folder import Chosen, FilterFolder, StdoutWriter, fingerprint, open_folder, position_after
 from engine.funnel import funnel_line, yield_warning
+from engine.native.load import load_kernel
 from engine.progress import note
-from engine.readers import STDIN, Position, read
+from engine.readers import BATCH_BYTES, STDIN, Position, read, read_pieces
 from engine.run_rows import is_run
 from engine.shards import Manifest
 
 DEFAULT_COLUMNS = Columns()
+COMPILE_BYTES = 1 << 28
+"""Sources from this size on are worth the ten seconds that compiling takes, where it was not done before."""
 COLUMNS = ("instruction", "input", "output", "template")
 
 
@@ -51,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration whose [filter] and [output] count")
     set_argument(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first line that is not a row")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that read rows ahead of the judging; the verdicts are the same (default: none)",
+    )
     parser.add_argument("--zstd", action="store_true", help="compress the shards")
     for name in COLUMNS:
         parser.add_argument(f"--{name}", default=name, metavar="FIELD", help=f"what the rows call it (default: {name})")
@@ -62,17 +73,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     settings = configuration.load(_config_of(args.inputs, args.config), args.overrides)
     columns = Columns(messages=args.messages, **{name: getattr(args, name) for name in COLUMNS})
     if str(args.out) == STDIN:
-        summary = _filter_to_stdout(args.inputs, settings, columns, strict=args.strict)
+        summary = _filter_to_stdout(args.inputs, settings, columns, strict=args.strict, workers=args.workers)
         note(msgspec.json.encode(summary).decode())
         return {}
-    return filter_rows(args.inputs, args.out, settings, columns=columns, strict=args.strict, zstd=args.zstd)
+    return filter_rows(
+        args.inputs, args.out, settings, columns=columns, strict=args.strict, zstd=args.zstd, workers=args.workers
+    )
 
 
-def _filter_to_stdout(sources: Sequence[str], settings: Config, columns: Columns, *, strict: bool) -> dict[str, Any]:
+def _filter_to_stdout(
+    sources: Sequence[str], settings: Config, columns: Columns, *, strict: bool, workers: int
+) -> dict[str, Any]:
     start = time.monotonic()
-    aborted = any(is_run(Path(source)) for source in sources)
-    run = FilterFolder(Path(STDIN), Manifest(), settings, StdoutWriter(), aborted=aborted)
-    _drive(run, sources, columns, strict=strict)
+    chosen = _choose(sources, settings, columns, workers)
+    run = FilterFolder(Path(STDIN), Manifest(), settings, StdoutWriter(), chosen)
+    _drive(run, sources, columns, strict=strict, workers=workers)
     summary = run.finish(time.monotonic() - start)
     _tell(run, summary)
     return summary
@@ -86,36 +101,89 @@ def filter_rows(
     columns: Columns = DEFAULT_COLUMNS,
     strict: bool = False,
     zstd: bool = False,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Filter the rows of some sources into a folder, or go on where an earlier call was stopped.
+
+    `workers` threads read rows ahead of the one that judges them; 0 does both in turn, which takes less CPU time.
 
     Raises: any PotstillError; what is published by then can be gone on with.
     """
     start = time.monotonic()
     _check_apart(sources, folder)
     wanted = fingerprint(settings, sources, columns)
-    again = any(is_run(Path(source)) for source in sources)
-    with open_folder(folder, settings, wanted, zstd=zstd, aborted=again) as run:
+    chosen = _choose(sources, settings, columns, workers)
+    with open_folder(folder, settings, wanted, chosen, zstd=zstd) as run:
         if run.manifest.finished:
             note(f"{folder} is finished: {run.manifest.summary.get('kept', 0):,} rows kept; nothing to do")
             return run.manifest.summary
         run.restore(columns)
-        _drive(run, sources, columns, strict=strict)
+        _drive(run, sources, columns, strict=strict, workers=workers)
         summary = run.finish(time.monotonic() - start)
         _tell(run, summary)
     return summary
 
 
-def _drive(run: FilterFolder, sources: Sequence[str], columns: Columns, *, strict: bool) -> None:
+def _choose(sources: Sequence[str], settings: Config, columns: Columns, workers: int) -> Chosen:
+    """Decide how the rows are judged: in compiled code where it can be had and knows the rules, else in Python."""
+    rules, aborted = Filter(settings.filter), any(is_run(Path(source)) for source in sources)
+    run = None
+    if fits(rules, columns, aborted=aborted):
+        run = load_kernel(build=_size(sources) >= COMPILE_BYTES)
+    if run is None:
+        if workers:
+            note("--workers has no effect here: these rows are judged in Python, one after the other")
+        return Chosen(rules, aborted, None)
+    from engine.filter_native import NativeFilter
+
+    return Chosen(rules, aborted, NativeFilter(rules, columns, run))
+
+
+def fits(rules: Filter, columns: Columns, *, aborted: bool) -> bool:
+    """Say whether the compiled code knows all rules that are set; the others need each row in Python anyway."""
+    settings = rules.settings
+    special = aborted or bool(rules.optional) or settings.cap_share > 0 or bool(settings.dedup_ignore)
+    return not (special or columns.messages or rules.content.guard.robust)
+
+
+def _size(sources: Sequence[str]) -> int:
+    """Return the bytes of the sources that are files."""
+    return sum(path.stat().st_size for source in sources if (path := Path(source)).is_file())
+
+
+def _drive(run: FilterFolder, sources: Sequence[str], columns: Columns, *, strict: bool, workers: int) -> None:
     """Filter what the sources hold behind the position that the manifest names."""
-    parser = Parser(columns, run.filter.fields())
     progress = _Progress()
-    for batch, position in read(sources, Position(**run.manifest.position)):
-        run.take(parser, batch, strict=strict)
+    start = Position(**run.manifest.position)
+    for position in _steps(run, sources, start, columns, strict=strict, workers=workers):
         if run.writer.due:
             run.publish(position)
         progress.tick(run.counts)
     run.publish(position_after(run.manifest.position, len(sources)))
+
+
+def _steps(
+    run: FilterFolder, sources: Sequence[str], start: Position, columns: Columns, *, strict: bool, workers: int
+) -> Iterator[Position]:
+    """Filter batch by batch and yield how far the sources are read."""
+    if run.native is None:
+        parser = Parser(columns, run.filter.fields())
+        for batch, position in read(sources, start):
+            run.take(parser, batch, strict=strict)
+            yield position
+        return
+    from engine.filter_workers import CHUNK_BYTES, scanned
+
+    source, line = start.source, start.line
+    # A shard can only end where a piece does.
+    size = min(CHUNK_BYTES, max(BATCH_BYTES, run.settings.output.shard_bytes))
+    pieces = read_pieces(sources, start, piece_bytes=size)
+    for chunk, piece in scanned(run.native, pieces, workers=workers):
+        line = line if piece.source == source else 0
+        source, chunk.first_line = piece.source, line + 1
+        run.take_chunk(run.native, chunk, strict=strict)
+        line += chunk.count
+        yield Position(source, line, piece.offset)
 
 
 def _tell(run: FilterFolder, summary: dict[str, Any]) -> None:

@@ -34,6 +34,10 @@ def disk(path: Path) -> Iterator[None]:
         raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+Pieces = list[bytes] | list[memoryview]
+"""Bytes to write one behind the other."""
+
+
 class Part:
     """A file that grows under a name of its own until it is whole."""
 
@@ -46,12 +50,12 @@ class Part:
         with disk(path):
             self._file: IO[bytes] = path.open("wb", buffering=0)
 
-    def append(self, lines: list[bytes], rows: int) -> None:
-        data = b"".join(lines)
+    def append(self, lines: Pieces, rows: int) -> None:
+        data = lines[0] if len(lines) == 1 else b"".join(lines)
         self._write(self._pack.compress(data) if self._pack else data)
         self.rows += rows
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         with disk(self.path):
             written = 0
             while written < len(data):

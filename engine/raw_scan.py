@@ -25,8 +25,6 @@ ESCAPED = {'"': b'\\"', "\\": b"\\\\", "\b": b"\\b", "\f": b"\\f", "\n": b"\\n",
 
 MARKED = -2
 """Stands for a key that the filter uses itself."""
-JOINED = -3
-"""Stands for the end of an object and the beginning of another on one line."""
 Suspects = dict[int, list[int]]
 
 
@@ -37,8 +35,6 @@ class Scan(NamedTuple):
     """Row -> phrases that it may hold; None where every row must be looked at."""
     marked: bool
     """Some object may have a key that the filter puts into rejected rows."""
-    joined: bool
-    """Some line may hold two objects."""
 
 
 class Engine(Protocol):
@@ -65,10 +61,10 @@ class RawScanner:
         for number, end in hits:
             if number >= EVERY:
                 suspects.setdefault(bisect_right(ends, end - 1), []).append(number)
-        return Scan(suspects, MARKED in found, JOINED in found)
+        return Scan(suspects, MARKED in found)
 
 
-_NOTHING, _EVERYTHING = Scan({}, False, False), Scan(None, True, True)
+_NOTHING, _EVERYTHING = Scan({}, False), Scan(None, True)
 
 
 def make_engine(phrases: Sequence[str], marks: Sequence[bytes]) -> Engine:
@@ -91,15 +87,14 @@ class HyperscanEngine:
 
         patterns = [(_hex(always), EVERY) for always in ALWAYS] if phrases else []
         patterns += [(_hex(mark), MARKED) for mark in marks]
-        patterns += [(r"\}[ \t\r]*\{", JOINED)]
         patterns += [(pattern, number) for number, phrase in enumerate(phrases) if (pattern := raw_pattern(phrase))]
         self._terminated: type[Exception] = hyperscan.ScanTerminated
         self._database = hyperscan.Database()
         try:
             self._database.compile(
                 expressions=[pattern.encode() for pattern, _ in patterns],
-                # Hyperscan's ids are unsigned; JOINED is the lowest of ours.
-                ids=[number - JOINED for _, number in patterns],
+                # Hyperscan's ids are unsigned; MARKED is the lowest of ours.
+                ids=[number - MARKED for _, number in patterns],
                 elements=len(patterns),
                 flags=hyperscan.HS_FLAG_CASELESS,
             )
@@ -110,7 +105,7 @@ class HyperscanEngine:
         hits: list[tuple[int, int]] = []
 
         def found(number: int, start: int, end: int, flags: int, context: Any) -> bool:
-            hits.append((number + JOINED, end))
+            hits.append((number + MARKED, end))
             return len(hits) > most
 
         try:
@@ -137,8 +132,7 @@ class AutomatonEngine:
         if not self._ascii and not data.isascii():
             return None
         hits = self._automaton.find_matches_as_indexes(data.lower(), overlapping=True)
-        # An automaton has no pattern for any white space, so it does not vouch for one object a line.
-        return [(JOINED, len(data)), *((self._numbers[hit[0]], hit[2]) for hit in hits)] if len(hits) <= most else None
+        return [(self._numbers[hit[0]], hit[2]) for hit in hits] if len(hits) <= most else None
 
 
 def raw_spellings(phrase: str) -> list[bytes]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -40,22 +40,43 @@ class Position(msgspec.Struct, frozen=True):
     """Bytes of it that have been read, counted after decompression."""
 
 
-def read(sources: Sequence[str], start: Position) -> Iterator[tuple[Batch, Position]]:
-    """Yield batches from a position on, each with the position behind it.
+_BEGIN = Position()
+
+
+class Piece(NamedTuple):
+    """Consecutive whole lines of one source."""
+
+    source: int
+    """Its number, from 0."""
+    name: str
+    lines: bytes
+    offset: int
+    """Where the piece ends in it, as in Position."""
+
+
+def read_pieces(sources: Sequence[str], start: Position = _BEGIN, *, piece_bytes: int = BATCH_BYTES) -> Iterator[Piece]:
+    """Yield pieces of about so many bytes from a position on, without a byte order mark.
 
     Raises: MissingError where a source is not there, DataError where it cannot be read.
     """
     for number, source in enumerate(sources[start.source :], start.source):
         position = start if number == start.source else Position(source=number)
-        line, offset = position.line, position.offset
+        offset = position.offset
         with _named(source):
-            for lines in _lines(source, position):
-                offset += sum(map(len, lines))
-                if line == 0 and lines[0].startswith(BOM):
-                    lines[0] = lines[0][len(BOM) :]
-                batch = Batch(source, line + 1, lines)
-                line += len(lines)
-                yield batch, Position(number, line, offset)
+            for lines in _lines(source, position, piece_bytes):
+                begin, data = offset, b"".join(lines) if isinstance(lines, list) else lines
+                offset += len(data)
+                yield Piece(number, source, data if begin else data.removeprefix(BOM), offset)
+
+
+def read(sources: Sequence[str], start: Position) -> Iterator[tuple[Batch, Position]]:
+    """Yield the same as batches, each with the position behind it."""
+    source, line = start.source, start.line
+    for piece in read_pieces(sources, start):
+        line = line if piece.source == source else 0
+        source, batch = piece.source, Batch(piece.name, line + 1, piece.lines)
+        line += len(batch.lines)
+        yield batch, Position(source, line, piece.offset)
 
 
 @contextmanager
@@ -71,7 +92,8 @@ def _named(source: str) -> Iterator[None]:
         ) from error
 
 
-def _lines(source: str, position: Position) -> Iterator[list[bytes]]:
+def _lines(source: str, position: Position, piece_bytes: int) -> Iterator[list[bytes] | bytes]:
+    """Yield whole lines: one by one, or as the bytes that they stand in."""
     path = Path(source)
     if source != STDIN and is_run(path):
         yield from run_lines(path, skip=position.line)
@@ -83,8 +105,9 @@ def _lines(source: str, position: Position) -> Iterator[list[bytes]]:
         return
     with _open(source) as file:
         _skip(file, position, source)
-        while lines := file.readlines(BATCH_BYTES):
-            yield lines
+        while data := file.read(piece_bytes):
+            # One line more at most: the rest of the one that was cut.
+            yield data if data.endswith(b"\n") else data + file.readline()
 
 
 @contextmanager

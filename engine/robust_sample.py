@@ -9,11 +9,10 @@ import msgspec
 
 from engine import config as configuration
 from engine.canon import canon
-from engine.columns import Parsed
 from engine.phrases import PhraseGuard
 
-FIRST_BATCHES, EVERY_BATCHES = 4, 64
-"""The first batches are looked at, and then one in so many."""
+FIRST_BATCHES, EVERY_BATCHES, MOST_ROWS = 4, 64, 256
+"""The first batches are looked at, and then one in so many; of each at most so many kept rows."""
 
 
 class RobustSample:
@@ -30,15 +29,18 @@ class RobustSample:
             changes: dict[str, Any] = {"phrases": spelled, "phrase_files": (), "phrase_match": "robust"}
             self._guard = PhraseGuard(msgspec.structs.replace(settings, **changes))
 
-    def look(self, parsed: Parsed, kept: Sequence[bytes]) -> None:
-        """Look at a batch, if it is its turn."""
+    @property
+    def due(self) -> bool:
+        """Say whether it is the next batch's turn; asked once a batch."""
         self._batches += 1
-        if self._guard is None or (self._batches > FIRST_BATCHES and self._batches % EVERY_BATCHES):
-            return
-        chosen = set(map(id, kept))
-        outputs = [row.output for line, row in zip(parsed.lines, parsed.rows, strict=True) if id(line) in chosen]
-        self._rows += len(outputs)
-        self._hits += sum(self._guard.find(output) is not None for output in outputs)
+        return self._guard is not None and (self._batches <= FIRST_BATCHES or self._batches % EVERY_BATCHES == 0)
+
+    def look(self, outputs: Sequence[str]) -> None:
+        """Look at the outputs of the rows of a batch that were kept."""
+        if self._guard is not None:
+            outputs = outputs[:MOST_ROWS]
+            self._rows += len(outputs)
+            self._hits += sum(self._guard.find(output) is not None for output in outputs)
 
     def summary(self) -> dict[str, Any]:
         """Return what was found, under its name in the last line on stdout."""

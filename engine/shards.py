@@ -18,13 +18,12 @@ import xxhash
 
 from engine.errors import DataError, MissingError
 from engine.part import PART as PART
-from engine.part import ZSTD, Part, sync_folder
+from engine.part import ZSTD, Part, Pieces, sync_folder
 from engine.part import disk as disk
 from engine.rows import OUTCOMES, SCHEMA_VERSION, Outcome
 from engine.zstd import open_zstd
 
 MANIFEST = "manifest.json"
-
 
 LOGPROBS_SHARE = 8
 """A kept shard is published, too, when its log-probabilities are so many times as large as a shard may be."""
@@ -119,7 +118,7 @@ class ShardWriter:
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def append(self, kind: Outcome, lines: list[bytes], *, rows: int | None = None) -> None:
+    def append(self, kind: Outcome, lines: Pieces, *, rows: int | None = None) -> None:
         """Append whole lines (each with its newline) of one kind; they survive a kill of this process.
 
         With `rows`, the lines may be in any number of pieces that make up so many rows when joined.

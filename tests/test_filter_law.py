@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compiled import kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from engine.config import RECIPE_PHRASES
 from engine.filter import Filter
 from engine.filter_batch import BatchFilter
 from engine.filter_run import filter_rows
+from engine.native.load import SWITCH
 
 ODD_PHRASES = (
     "не могу",
@@ -89,7 +91,7 @@ def kept_lines(
     for size in [*sizes, len(lines)]:
         batch = Batch("test", start + 1, list(lines[start : start + size]))
         scan = judge.scan(batch.data, batch.lines)
-        parsed = parser.parse(batch, joined=scan.joined)
+        parsed = parser.parse(batch)
         assert not parsed.bad
         judged = judge.judge(parsed, range(start, start + size), scan)
         assert b"".join(judged.rejected).count(b"\n") == judged.rules.total() == len(parsed.rows) - len(judged.kept)
@@ -152,7 +154,12 @@ def test_batches_and_single_rows_get_the_same_verdicts(
     assert judge.filter.seen.all() == single.seen.all()
 
 
-def test_a_hundred_thousand_random_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_hundred_thousand_random_rows(compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled:
+        kernel()
+    else:
+        monkeypatch.setenv(SWITCH, "0")
     chance = random.Random(4)
     rows: list[dict[str, Any]] = []
     for number in range(100_000):

@@ -19,16 +19,27 @@ import msgspec
 import orjson
 import pytest
 import xxhash
+from compiled import kernel
 
 from bench.naive import naive_passes
 from engine.config import RECIPE_PHRASES, Config, Output, load
 from engine.errors import ConfigError, DataError, DiskError, MissingError, PotstillError, UsageError
 from engine.filter_run import filter_rows
+from engine.native.load import SWITCH
 from engine.shards import Manifest, check_shard, read_lines, read_manifest, write_manifest
 from engine.verify import verify
 from potstill import main
 
 SMALL = Config(output=Output(shard_bytes=20_000))
+
+
+@pytest.fixture(autouse=True, params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test twice: with the compiled filter and without."""
+    if request.param == "compiled":
+        kernel()
+    else:
+        monkeypatch.setenv(SWITCH, "0")
 
 
 def rows_of(count: int, seed: int = 1) -> list[dict[str, Any]]:
@@ -426,3 +437,10 @@ def test_verify_judges_a_filtered_folder_again(tmp_path: Path) -> None:
     write_manifest(tmp_path / "out", manifest)
     with pytest.raises(DataError, match="filed as kept"):
         verify(tmp_path / "out")
+
+
+def test_two_objects_on_one_line_beside_a_blank_line_are_one_bad_line(tmp_path: Path) -> None:
+    row = b'{"instruction":"a","output":"fine answer"}'
+    (tmp_path / "rows.jsonl").write_bytes(b"\n" + row + row + b"\n" + row + b"\n")
+    summary = filter_rows([str(tmp_path / "rows.jsonl")], tmp_path / "out", Config())
+    assert (summary["failed"], summary["kept"]) == (1, 1)

@@ -1,0 +1,122 @@
+"""Rows in order -> verdicts, and the bytes that are written for them. What remembers rows is only touched here."""
+
+from __future__ import annotations
+
+from engine.native.lines import (
+    BAD,
+    BRACE,
+    CAP,
+    CAP_LOW,
+    CHARS,
+    KEY,
+    KEY_LOW,
+    LINE,
+    MARK,
+    MARKED,
+    NEXT,
+    PHRASE,
+    READ,
+    ROW_WORDS,
+    STATE,
+    VERDICT,
+)
+from engine.native.memory import copy, load64, put_word, store8, u64, word
+from engine.native.table import find, is_free, is_full, part_of, take
+
+ROWS, FIRST, COUNT, SEEN, CAPS, SHORTEST, LONGEST, LIMIT, FULL_PART, COUNTS = range(10)
+"""Words of the parameters of `judge`."""
+G_ROWS, G_COUNT, G_KEPT, G_REJECTED, G_MARKS, G_NUMBER, G_KEPT_END, G_REJECTED_END = range(8)
+"""Words of the parameters of `gather`."""
+NOT_A_ROW, KEPT, DUPLICATE, LENGTH, BANNED, FULL = range(6)
+"""Verdicts."""
+KEY_WIDTH, COUNT_WIDTH = 2, 3
+"""Words of a slot of the two tables."""
+
+
+def judge(q: int) -> int:
+    """Judge rows from one on; return how far it came, which is short of the end where a part of a table must grow."""
+    first, count = word(q + 8 * FIRST), word(q + 8 * COUNT)
+    for number in range(first, count):
+        row = word(q + 8 * ROWS) + 8 * ROW_WORDS * number
+        state = word(row + 8 * STATE)
+        if state in (READ, MARKED):
+            verdict = _judge_row(q, row)
+            if verdict == NOT_A_ROW:
+                return number
+            put_word(row + 8 * VERDICT, verdict)
+            counter = word(q + 8 * COUNTS) + 8 * verdict
+            put_word(counter, word(counter) + 1)
+    return count
+
+
+def _judge_row(q: int, row: int) -> int:
+    high, low, limit = load64(row + 8 * KEY), load64(row + 8 * KEY_LOW), word(q + 8 * LIMIT)
+    if high == u64(0) and low == u64(0):
+        low = u64(1)
+    part = part_of(word(q + 8 * SEEN), high)
+    if is_full(part):
+        put_word(q + 8 * FULL_PART, part)
+        return NOT_A_ROW
+    cap_high, cap_low = load64(row + 8 * CAP), load64(row + 8 * CAP_LOW)
+    if cap_high == u64(0) and cap_low == u64(0):
+        cap_low = u64(1)
+    caps = part_of(word(q + 8 * CAPS), cap_high)
+    if limit > 0 and is_full(caps):
+        put_word(q + 8 * FULL_PART, caps)
+        return NOT_A_ROW
+    slot = find(part, KEY_WIDTH, high, low)
+    if not is_free(slot):
+        return DUPLICATE
+    take(part, slot, high, low)
+    chars = word(row + 8 * CHARS)
+    if chars < word(q + 8 * SHORTEST) or chars > word(q + 8 * LONGEST):
+        return LENGTH
+    if word(row + 8 * PHRASE) >= 0:
+        return BANNED
+    if limit > 0:
+        slot = find(caps, COUNT_WIDTH, cap_high, cap_low)
+        if is_free(slot):
+            take(caps, slot, cap_high, cap_low)
+        if word(slot + 16) >= limit:
+            return FULL
+        put_word(slot + 16, word(slot + 16) + 1)
+    return KEPT
+
+
+def gather(q: int) -> int:
+    """Write kept lines one behind the other, and rejected ones with their marks and numbers."""
+    kept, rejected, number = word(q + 8 * G_KEPT), word(q + 8 * G_REJECTED), word(q + 8 * G_NUMBER)
+    row, begin, end = word(q + 8 * G_ROWS), 0, 0
+    for _ in range(word(q + 8 * G_COUNT)):
+        verdict, state = word(row + 8 * VERDICT), word(row + 8 * STATE)
+        if verdict == KEPT:
+            if word(row + 8 * LINE) != end:
+                kept = copy(kept, begin, end - begin)
+                begin = word(row + 8 * LINE)
+            end = word(row + 8 * NEXT)
+        elif verdict != NOT_A_ROW:
+            rejected = copy(rejected, word(row + 8 * LINE), word(row + 8 * BRACE) - word(row + 8 * LINE))
+            mark = word(q + 8 * G_MARKS) + 16 * word(row + 8 * MARK)
+            rejected = copy(rejected, word(mark), word(mark + 8))
+            rejected = _put_number(rejected, number)
+            store8(rejected, 125)  # }
+            store8(rejected + 1, 10)
+            rejected += 2
+        if state in (READ, MARKED, BAD):
+            number += 1
+        row += 8 * ROW_WORDS
+    put_word(q + 8 * G_KEPT_END, copy(kept, begin, end - begin))
+    put_word(q + 8 * G_REJECTED_END, rejected)
+    put_word(q + 8 * G_NUMBER, number)
+    return 0
+
+
+def _put_number(target: int, number: int) -> int:
+    size, rest = 1, number // 10
+    while rest:
+        rest //= 10
+        size += 1
+    for place in range(size - 1, -1, -1):
+        store8(target + place, 48 + number % 10)
+        number //= 10
+    return target + size

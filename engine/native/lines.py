@@ -1,0 +1,317 @@
+"""Lines of JSON -> what the rules need to know of each row, without building anything.
+
+A line is read here only if it is without doubt an object in valid JSON and UTF-8 whose fields that the rules read are
+strings; any other line is UNREAD and left to the JSON decoder, which decides the same way but slower.
+"""
+
+from __future__ import annotations
+
+from engine.native.hash128 import digest
+from engine.native.memory import NEWLINE, QUOTE, WIDE, load8, load32, lowest, newlines, put_word, signed, store8, word
+from engine.native.phrases import ANY_BEYOND, NONE, SUSPECT, cut, first_phrase, folds_to_ascii
+from engine.native.text import BEYOND, ESCAPED, SEPARATOR, append, decode, first_words, string_end, strip
+
+(
+    LINE,
+    NEXT,
+    STATE,
+    BRACE,
+    OUTPUT,
+    OUTPUT_END,
+    CHARS,
+    KEY,
+    KEY_LOW,
+    CAP,
+    CAP_LOW,
+    PHRASE,
+    TOPIC,
+    TOPIC_END,
+    VERDICT,
+    MARK,
+) = range(16)
+"""Words of a row: where its line begins and ends, what it is, its last brace, its raw output, its characters, its
+duplicate key, its cap's key, its phrase, the raw text that names its cap, the verdict, the mark of a rejected row."""
+ROW_WORDS = 16
+UNREAD, READ, MARKED, BLANK, BAD = range(5)
+"""What a line is: not read here; a row; a row with a field that is called like a mark; no row (two kinds)."""
+DATA, END, ROWS, ROOM, SCRATCH, FIELDS, NAMES, DEDUP, DEDUP_FIELDS, CAP_BY, TABLE, PHRASE_CHARS, SECRET, MARKS = range(
+    14
+)
+"""Words of a scan's parameters; the first is moved to where it stopped."""
+FIELD_WORDS = 4
+INSTRUCTION, OUTPUT_FIELD, INPUT, TEMPLATE, FIELD_COUNT = range(5)
+BY_NOTHING, BY_PREFIX, BY_TEMPLATE = range(3)
+PREFIX_WORDS = 4
+MARK_COUNT = 3
+_DEEPEST = 60
+_LONGEST_NUMBER = 18
+
+
+def scan(q: int) -> int:
+    """Read the lines of a chunk; return how many they are. It stops early where there is no room for more rows."""
+    place, row = word(q + 8 * DATA), word(q + 8 * ROWS)
+    end, room, count = word(q + 8 * END), word(q + 8 * ROOM), 0
+    while place < end and count < room:
+        put_word(row + 8 * LINE, place)
+        put_word(row + 8 * STATE, UNREAD)
+        put_word(row + 8 * PHRASE, NONE)
+        put_word(row + 8 * VERDICT, 0)
+        put_word(row + 8 * MARK, 0)
+        following = _line(q, place, row)
+        if following < 0:
+            following = _line_end(place)
+        elif not _features(q, row):
+            put_word(row + 8 * STATE, UNREAD)
+        put_word(row + 8 * NEXT, following)
+        place = following
+        row += 8 * ROW_WORDS
+        count += 1
+    put_word(q + 8 * DATA, place)
+    return count
+
+
+def _line_end(place: int) -> int:
+    while True:
+        found = newlines(place)
+        if found:
+            return place + lowest(found) + 1
+        place += WIDE
+
+
+def _skip(place: int) -> int:
+    while True:
+        byte = load8(place)
+        if byte > 32 or byte not in (32, 9, 13):
+            return place
+        place += 1
+
+
+def _line(q: int, place: int, row: int) -> int:
+    """Note the fields of a line's object; return where the next line begins, or -1."""
+    fields, state = word(q + 8 * FIELDS), READ
+    for number in range(FIELD_COUNT):
+        _note(fields + 8 * FIELD_WORDS * number, 0, 0, 0, 0)
+    place = _skip(place)
+    if load8(place) != 123:  # {
+        return -1
+    place = _skip(place + 1)
+    while True:
+        name = place + 1
+        if load8(place) != QUOTE:
+            return -1
+        end, extra, kinds = string_end(name)
+        if end < 0 or kinds & ESCAPED:
+            return -1
+        length = end - name
+        place = _skip(end + 1)
+        if load8(place) != 58:  # :
+            return -1
+        place = _skip(place + 1)
+        number = _named(word(q + 8 * NAMES), FIELD_COUNT, name, length)
+        if load8(place) == QUOTE:
+            start = place + 1
+            end, extra, kinds = string_end(start)
+            if end < 0:
+                return -1
+            if number >= 0:
+                _note(fields + 8 * FIELD_WORDS * number, start, end, extra, kinds)
+            place = end + 1
+        else:
+            place = -1 if number >= 0 else _value_end(place)
+            if place < 0:
+                return -1
+        if _named(word(q + 8 * MARKS), MARK_COUNT, name, length) >= 0:
+            state = MARKED
+        place = _skip(place)
+        byte = load8(place)
+        if byte == 125:  # }
+            break
+        if byte != 44:  # ,
+            return -1
+        place = _skip(place + 1)
+    put_word(row + 8 * BRACE, place)
+    place = _skip(place + 1)
+    if load8(place) != NEWLINE:
+        return -1
+    put_word(row + 8 * STATE, state)
+    return place + 1
+
+
+def _note(field: int, start: int, end: int, extra: int, kinds: int) -> int:
+    put_word(field, start)
+    put_word(field + 8, end)
+    put_word(field + 16, extra)
+    put_word(field + 24, kinds)
+    return 0
+
+
+def _named(names: int, count: int, name: int, length: int) -> int:
+    """Return which of some names (address and length of each) a name is, or -1."""
+    for number in range(count):
+        if word(names + 16 * number + 8) == length:
+            known, at = word(names + 16 * number), 0
+            while at < length and load8(known + at) == load8(name + at):
+                at += 1
+            if at == length:
+                return number
+    return -1
+
+
+def _value_end(place: int) -> int:
+    """Return where a value that is no string of interest ends, or -1."""
+    kinds, depth = 0, 0
+    while True:
+        byte = load8(place)
+        if byte in (123, 91):
+            if depth == _DEEPEST:
+                return -1
+            depth += 1
+            kinds = kinds << 1 | (1 if byte == 123 else 0)
+            place = _skip(place + 1)
+            if load8(place) != byte + 2:  # } and ] are two behind { and [
+                if kinds & 1:
+                    place = _key_end(place)
+                    if place < 0:
+                        return -1
+                continue
+            depth -= 1
+            kinds >>= 1
+            place += 1
+        else:
+            place = _scalar_end(place, byte)
+            if place < 0:
+                return -1
+        more = False
+        while depth and not more:
+            place = _skip(place)
+            byte = load8(place)
+            if byte == 44:
+                place = _skip(place + 1)
+                if kinds & 1:
+                    place = _key_end(place)
+                    if place < 0:
+                        return -1
+                more = True
+            elif byte == (125 if kinds & 1 else 93):
+                depth -= 1
+                kinds >>= 1
+                place += 1
+            else:
+                return -1
+        if not more:
+            return place
+
+
+def _key_end(place: int) -> int:
+    """Return where the value behind a key begins, or -1."""
+    if load8(place) != QUOTE:
+        return -1
+    end, _, _ = string_end(place + 1)
+    if end < 0:
+        return -1
+    place = _skip(end + 1)
+    return _skip(place + 1) if load8(place) == 58 else -1
+
+
+def _scalar_end(place: int, byte: int) -> int:
+    if byte == QUOTE:
+        end, _, _ = string_end(place + 1)
+        return end + 1 if end >= 0 else -1
+    if byte == 116:
+        return place + 4 if load32(place) == 0x65757274 else -1  # true
+    if byte == 110:
+        return place + 4 if load32(place) == 0x6C6C756E else -1  # null
+    if byte == 102:
+        return place + 5 if load32(place + 1) == 0x65736C61 else -1  # false
+    return _number_end(place, byte)
+
+
+def _number_end(place: int, byte: int) -> int:
+    """Return where a number of few digits and no exponent ends, or -1."""
+    start = place
+    if byte == 45:
+        place += 1
+    first = place
+    while 48 <= load8(place) <= 57:
+        place += 1
+    if place == first or (place > first + 1 and load8(first) == 48):
+        return -1
+    if load8(place) == 46:
+        first = place + 1
+        place = first
+        while 48 <= load8(place) <= 57:
+            place += 1
+        if place == first:
+            return -1
+    byte = load8(place) | 0x20
+    return -1 if byte == 101 or place - start > _LONGEST_NUMBER else place
+
+
+def _features(q: int, row: int) -> bool:
+    """Work out what the rules need of a row whose fields are noted; False leaves the line to the decoder."""
+    fields = word(q + 8 * FIELDS)
+    output = fields + 8 * FIELD_WORDS * OUTPUT_FIELD
+    if word(fields) == 0 or word(output) == 0:
+        return False
+    put_word(row + 8 * OUTPUT, word(output))
+    put_word(row + 8 * OUTPUT_END, word(output + 8))
+    put_word(row + 8 * CHARS, word(output + 8) - word(output) - word(output + 16))
+    topic = fields + 8 * FIELD_WORDS * (TEMPLATE if word(q + 8 * CAP_BY) == BY_TEMPLATE else INSTRUCTION)
+    put_word(row + 8 * TOPIC, word(topic))
+    put_word(row + 8 * TOPIC_END, word(topic + 8))
+    state = word(q + 8 * SCRATCH)
+    free = state + 64
+    for number in range(FIELD_COUNT):
+        field = fields + 8 * FIELD_WORDS * number
+        if word(field + 24) & ESCAPED:
+            end = decode(free, word(field), word(field + 8))
+            if end < 0:
+                return False
+            put_word(field, free)
+            put_word(field + 8, end)
+            free = end
+    _put_key(q, row, free, state)
+    put_word(row + 8 * PHRASE, _phrase(q, output))
+    _put_cap_key(q, row, topic, free, state)
+    return True
+
+
+def _put_key(q: int, row: int, free: int, state: int) -> int:
+    place, dedup = free, word(q + 8 * DEDUP)
+    for number in range(word(q + 8 * DEDUP_FIELDS)):
+        if number:
+            store8(place, SEPARATOR)
+            place += 1
+        field = word(q + 8 * FIELDS) + 8 * FIELD_WORDS * word(dedup + 8 * number)
+        start, end = strip(word(field), word(field + 8))
+        place = append(place, start, end)
+    high, low = digest(free, place - free, word(q + 8 * SECRET), state)
+    put_word(row + 8 * KEY, signed(high))
+    put_word(row + 8 * KEY_LOW, signed(low))
+    return 0
+
+
+def _put_cap_key(q: int, row: int, topic: int, free: int, state: int) -> int:
+    by = word(q + 8 * CAP_BY)
+    start, end = word(topic), word(topic + 8)
+    if by == BY_NOTHING:
+        return 0
+    if by == BY_PREFIX:
+        end = first_words(free, start, end, PREFIX_WORDS)
+        start = free
+    high, low = digest(start, end - start, word(q + 8 * SECRET), state)
+    put_word(row + 8 * CAP, signed(high))
+    put_word(row + 8 * CAP_LOW, signed(low))
+    return 0
+
+
+def _phrase(q: int, output: int) -> int:
+    table = word(q + 8 * TABLE)
+    if table == 0:
+        return NONE
+    start, end = word(output), word(output + 8)
+    if word(q + 8 * PHRASE_CHARS) > 0:
+        end = cut(start, end, word(q + 8 * PHRASE_CHARS))
+    if word(output + 24) & BEYOND and (word(table + 8 * ANY_BEYOND) or folds_to_ascii(start, end)):
+        return SUSPECT
+    return first_phrase(table, start, end)
