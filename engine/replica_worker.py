@@ -49,10 +49,10 @@ class Answers(msgspec.Struct, tag=True):
 
 
 class Died(msgspec.Struct, tag=True):
-    """From a replica: its teacher is gone, and why; `usage` where the user can mend it."""
+    """From a replica: its teacher is gone, why, and which class of engine/errors.py says so."""
 
     message: str
-    usage: bool = False
+    kind: str = "EngineError"
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -104,7 +104,7 @@ async def _relay(pipe: Connection, backend: Backend) -> None:
 
 def _die(pipe: Connection, error: BaseException) -> None:
     if isinstance(error, PotstillError):
-        _say(pipe, Died(str(error), usage=error.exit_code == 2))
+        _say(pipe, Died(str(error), type(error).__name__))
     else:
         traceback.print_exception(error)
         _say(pipe, Died(f"{type(error).__name__}: {error}"))

@@ -21,14 +21,16 @@ from typing import Self
 
 import msgspec
 
+from engine import errors
 from engine.backend import Watch
 from engine.config import Sampling, Teacher
-from engine.errors import EngineError, MissingError, PotstillError
+from engine.errors import EngineError, PotstillError
+from engine.progress import note
 from engine.replica_worker import Abort, Add, Answers, Died, Ready, encode, from_worker, work
 from engine.rows import Completion, Prompt
 
-START_S = 600.0
-"""Longest wait for a replica to start: a large model compiles for minutes the first time."""
+PATIENCE_S = 60.0
+"""Seconds of starting after which it is said that it goes on."""
 STOP_S = 30.0
 """Longest wait for a replica to end by itself."""
 
@@ -63,7 +65,9 @@ class ReplicaBackend:
         await self._stop()
 
     def describe(self) -> dict[str, str]:
-        return {**self._replicas[0].described, "replicas": str(len(self._replicas)), **self._chosen}
+        count = len(self._replicas)
+        gpus = {"gpus": str(cards_used(self._teacher))} if self._teacher.backend == "vllm" else {}
+        return {**self._replicas[0].described, "replicas": str(count), **gpus, **self._chosen}
 
     async def add(self, prompts: Sequence[Prompt]) -> None:
         refused = []
@@ -102,14 +106,20 @@ class ReplicaBackend:
             replica = _Replica(number, self._teacher, self._sampling, self._watch)
             self._replicas.append(replica)
             replica.listen(loop, self._inbox)
-        deadline = loop.time() + START_S
+        start, limit = loop.time(), self._teacher.start_timeout_s
         while starting := [replica.number for replica in self._replicas if not replica.capacity]:
             try:
-                replica, message = await asyncio.wait_for(self._inbox.get(), deadline - loop.time())
+                patience = min(PATIENCE_S, start + limit - loop.time())
+                replica, message = await asyncio.wait_for(self._inbox.get(), patience)
             except TimeoutError:
-                raise EngineError(
-                    f"replica {starting[0]} did not start in {START_S:.0f} s; see its output above"
-                ) from None
+                waited = loop.time() - start
+                if waited >= limit:
+                    raise EngineError(
+                        f"replica {starting[0]} did not start in {limit:g} s (teacher.start_timeout_s); see its "
+                        "output above"
+                    ) from None
+                note(f"replica {starting[0]} is still starting, {waited:.0f} s so far (a model may be on its way)")
+                continue
             if isinstance(message, Died):
                 raise _error(replica.number, message)
             if isinstance(message, Ready):
@@ -243,7 +253,9 @@ def _unsendable(prompt: Prompt) -> Completion:
 
 
 def _error(number: int, message: Died) -> PotstillError:
-    return MissingError(message.message) if message.usage else EngineError(f"replica {number}: {message.message}")
+    """Return the error that a worker ended with, as the class that it was there."""
+    kind: type[PotstillError] = getattr(errors, message.kind, EngineError)
+    return kind(f"replica {number}: {message.message}" if issubclass(kind, EngineError) else message.message)
 
 
 def _share(teacher: Teacher) -> Teacher:
@@ -261,6 +273,12 @@ def _environment(number: int, teacher: Teacher) -> dict[str, str]:
         return {}
     first = (number % groups) * teacher.tensor_parallel_size
     return {"CUDA_VISIBLE_DEVICES": ",".join(own[first : first + teacher.tensor_parallel_size])}
+
+
+def cards_used(teacher: Teacher) -> int:
+    """Return on how many GPUs a teacher's replicas are."""
+    groups = len(cards()) // teacher.tensor_parallel_size
+    return min(groups, teacher.replica_count) * teacher.tensor_parallel_size
 
 
 def cards() -> list[str]:

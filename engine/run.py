@@ -54,6 +54,7 @@ SPEED_KEYS = frozenset(
         "teacher.max_in_flight",
         "teacher.retries",
         "teacher.timeout_s",
+        "teacher.start_timeout_s",
         "prompts.templates",
         "prompts.file",
         "filter.early",

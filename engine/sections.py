@@ -67,6 +67,8 @@ class Teacher(Section, frozen=True):
     """Worker processes; small teachers are bound by the host, so several share one card. `auto`: replica_count.py."""
     batch_invariant: bool = False
     """The same answers whatever is asked beside them, bit for bit, where vLLM can (CUDA, 8.0 and above); slower."""
+    start_timeout_s: Rate = 3600.0
+    """Longest wait until all replicas have started; a first download of a large model counts."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the chat template in generation, training, evaluation and serving alike (`enable_thinking = false`)."""
     engine_args: dict[str, Any] = {}

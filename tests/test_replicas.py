@@ -9,10 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from wordiness import break_down
 
+from engine import replicas
 from engine.backend import answer_all, make_backend
 from engine.config import Echo, Sampling, Teacher
-from engine.errors import EngineError
+from engine.errors import ConfigError, EngineError
 from engine.replicas import ReplicaBackend, _environment
 from engine.rows import Prompt
 
@@ -59,6 +61,30 @@ async def test_a_killed_replica_is_an_engine_error() -> None:
 async def drain(backend: ReplicaBackend) -> None:
     while True:
         await backend.completions()
+
+
+async def test_an_error_of_a_worker_comes_back_as_what_it_is() -> None:
+    async with make_backend(TEACHER, Sampling(), watch=break_down) as backend:
+        with pytest.raises(ConfigError, match=r"^teacher\.something: cannot be$"):
+            await answer_all(backend, prompts(3))
+
+
+async def test_a_replica_that_does_not_start_in_time_is_said_to_be_late(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(replicas, "PATIENCE_S", 0.01)
+    late = msgspec.structs.replace(TEACHER, start_timeout_s=0.05)
+    with pytest.raises(EngineError, match=r"replica \d did not start in 0.05 s \(teacher.start_timeout_s\)"):
+        await make_backend(late, Sampling()).__aenter__()
+    assert "is still starting" in capsys.readouterr().err
+
+
+def test_gpu_seconds_count_each_card_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    for count, size, used in ((1, 1, 1), (3, 2, 4), (8, 1, 4), (1, 4, 4)):
+        assert replicas.cards_used(Teacher(backend="vllm", replicas=count, tensor_parallel_size=size)) == used
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert replicas.cards_used(Teacher(backend="vllm", replicas=2)) == 0
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from wordiness import MOST_CHARS
 
 from engine.backend import Backend, answer_all, make_backend
 from engine.config import Sampling, Teacher
-from engine.errors import EngineError, MissingError
+from engine.errors import ConfigError, EngineError, MissingError
 from engine.rows import Completion, Constraint, Message, Prompt, row_seed
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="session")]
@@ -156,9 +156,9 @@ async def test_an_adapter_changes_the_answers_and_brings_its_template(tiny_teach
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"engine_args": {"max_sequences": 3}}, MissingError, "teacher.engine_args: .*max_sequences"),
+        ({"engine_args": {"max_sequences": 3}}, ConfigError, "teacher.engine_args: .*max_sequences"),
         ({"batch_invariant": True}, MissingError, "teacher.batch_invariant needs a CUDA card; on a CPU in float32"),
-        ({"max_model_len": 9000}, MissingError, "vLLM refuses these settings: .*max_model_len"),
+        ({"max_model_len": 9000}, ConfigError, "vLLM refuses these settings: .*max_model_len"),
         ({"adapter": "/"}, MissingError, "teacher.adapter: / is not a LoRA adapter"),
         ({"model": "/nowhere"}, MissingError, "teacher.model: /nowhere is not a folder"),
     ],
