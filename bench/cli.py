@@ -11,6 +11,7 @@ from engine.command import Command
 WORKLOADS: dict[str, tuple[str, str]] = {
     "filter": ("bench.filter", "the filter beside four list passes, polars and duckdb: CPU seconds, memory, stages"),
     "bulk": ("bench.bulk", "one large generation, killed on the way, resumed, counted and verified"),
+    "loop": ("bench.loop", "the generate loop alone: memory by number of prompts, CPU share at a rate"),
     "engine": ("bench.engine", "the whole generate loop beside vLLM's own offline calls"),
 }
 """Workload -> (module with `add_arguments(parser)` and `main(args) -> dict`, one line of help)."""

@@ -19,15 +19,15 @@ SHOWN = 20
 class TemplateTally:
     """The same of one template: what its answers cost says what one that was not finished would have cost."""
 
-    __slots__ = ("aborted", "aborted_tokens", "held", "results", "skipped", "whole", "whole_tokens")
+    __slots__ = ("ended", "held", "results", "skipped", "whole", "whole_tokens")
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()
         """Prompts by what became of them: `kept`, `failed`, or the rule that rejected or skipped them."""
         self.skipped = 0
         self.held = 0
-        self.aborted = 0
-        self.aborted_tokens = 0
+        self.ended: Counter[int] = Counter()
+        """Rows that were ended early, by the tokens that they had by then."""
         self.whole = 0
         self.whole_tokens = 0
 
@@ -38,8 +38,7 @@ class TemplateTally:
             self.held += row.held
             self.skipped += not row.held
         elif row.aborted:
-            self.aborted += 1
-            self.aborted_tokens += row.output_tokens
+            self.ended[row.output_tokens] += 1
         elif outcome != "failed":
             self.whole += 1
             self.whole_tokens += row.output_tokens
@@ -48,7 +47,8 @@ class TemplateTally:
         """Return the tokens that skipping, holding back and ending early saved; `mean` of all, where it has none."""
         if self.whole:
             mean = self.whole_tokens / self.whole
-        return self.skipped * mean, self.held * mean, max(0.0, self.aborted * mean - self.aborted_tokens)
+        rest = sum(count * max(0.0, mean - tokens) for tokens, count in self.ended.copy().items())
+        return self.skipped * mean, self.held * mean, rest
 
 
 class Tally:
