@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,17 @@ def test_no_rule_says_early_what_it_does_not_say_in_the_end(text: str, cuts: lis
         for rule in rules:
             if rule.feed(text[:cut]) is not None:
                 assert rule.finish(Draft("Say it", text)) is not None
+
+
+def test_a_watch_goes_to_another_process_without_the_rows_that_rules_remember() -> None:
+    chosen = (settings.Repetition(), settings.NearDuplicate(), settings.Repetition(words=2))
+    rules = Filter(configuration.Filter(rules=chosen))
+    watch = rules.content.watch
+    size = len(pickle.dumps(watch))
+    for number in range(50):
+        rules.judge("say", "", f"answer {number} of {number * number} and {number + 7}", "t")
+    data = pickle.dumps(watch)
+    assert len(data) == size
+    loop = "and so on " * 60
+    assert pickle.loads(data)(loop) == watch(loop) is not None
+    assert pickle.loads(data)("fine so far") is None

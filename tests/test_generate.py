@@ -70,6 +70,15 @@ def test_kept_rows_are_the_same_without_early_decisions_and_at_any_width(whole: 
     assert lines(tmp_path / "narrow") == lines(whole)
 
 
+def test_kept_rows_are_the_same_from_worker_processes(whole: Path, tmp_path: Path) -> None:
+    many = ("teacher.replicas=3", "teacher.echo.max_num_seqs=16")
+    summary = generate(settings(*many), tmp_path / "early")
+    late = generate(settings(*many, "filter.early=false"), tmp_path / "late")
+    assert lines(tmp_path / "early") == lines(tmp_path / "late") == lines(whole)
+    assert summary["skipped"] > 0 == late["skipped"]
+    assert any(orjson.loads(line).get("aborted") for line in lines(tmp_path / "early", "rejected"))
+
+
 def test_a_finished_run_is_a_no_op_that_says_so(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (whole / "manifest.json").read_bytes()
     summary = generate(settings(), whole)

@@ -58,6 +58,10 @@ REMEMBERING = (settings.NearDuplicate, settings.Semantic, settings.Own)
 One of your own may say that it does not: `remembers = False`."""
 
 
+QUIET = (settings.NearDuplicate, settings.Semantic, settings.Leak)
+"""Rules that know nothing of an unfinished output, and hold much."""
+
+
 @runtime_checkable
 class Refusing(Protocol):
     """A rule that may know from the prompt alone."""
@@ -88,6 +92,13 @@ class OptionalRules:
         for _, rule in self._rules:
             if isinstance(rule, Bounded):
                 rule.max_chars = max_chars
+
+        quiet = [rule for one, (_, rule) in zip(chosen, self._rules, strict=True) if isinstance(one, QUIET)]
+        self._speaking = [(name, rule) for name, rule in self._early if rule not in quiet]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send to a teacher's process only what `feed` needs there, and no memory of a million rows."""
+        return {**self.__dict__, "_rules": self._speaking, "_early": self._speaking, "_refusing": []}
 
     def __bool__(self) -> bool:
         return bool(self._rules)
