@@ -129,7 +129,8 @@ def write_table(path: Path, data: bytes) -> Path:
         table = pa.Table.from_pylist(rows)
     except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
         names = sorted({name for one in rows for name in one})
-        table = pa.table({name: [ascii(one[name]) if name in one else None for one in rows] for name in names})
+        texts = {name: [ascii(one[name]) if name in one else None for one in rows] for name in names}
+        table = pa.table({name.encode("utf-8", "replace").decode(): column for name, column in texts.items()})
     try:
         if path.suffix == ".parquet":
             pq.write_table(table, path)
