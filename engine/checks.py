@@ -42,8 +42,11 @@ def _check_goal(settings: Config, templates: Collection[str]) -> None:
 
 
 def _check_loops(settings: Config) -> None:
-    if settings.sampling.end_loops is None:
+    loop = settings.sampling.end_loops
+    if loop is None:
         return
+    if loop.min_pattern_size > loop.max_pattern_size:
+        raise ConfigError("sampling.end_loops: min_pattern_size is above max_pattern_size; lower it")
     if settings.teacher.backend != "vllm":
         raise ConfigError("sampling.end_loops is for teacher.backend = 'vllm'; take it out for another backend")
     if not any(isinstance(rule, rule_settings.Repetition) for rule in settings.filter.rules):

@@ -11,8 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine.backend import WATCH_TOKENS
-from engine.config import Sampling, Teacher
+from engine.config import Loop, Sampling, Teacher
 from engine.errors import ConfigError, DataError
 from engine.model_hash import hub_folder
 from engine.rows import Constraint, Prompt
@@ -184,9 +186,8 @@ def _lora_rank(adapter: Path) -> int:
 def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any:
     """Return the sampling of one prompt, everything explicit: a model's generation_config.json changes nothing."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind
 
-    loops = sampling.end_loops
     return SamplingParams(
         n=1,
         temperature=sampling.temperature,
@@ -195,14 +196,19 @@ def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any
         max_tokens=answer_tokens(sampling, prompt),
         stop=list(sampling.stop),
         seed=prompt.seed if sampling.temperature > 0 else None,
-        repetition_detection=None
-        if loops is None
-        else RepetitionDetectionParams(loops.max_pattern_size, loops.min_pattern_size, loops.min_count),
         output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nobody else holds it, and the deep copy is half of what adding a request costs
+        **(_ending(sampling.end_loops) if sampling.end_loops else {}),
         **(_scoring(sampling) if sampling.logprobs else {}),
         **(_structured(prompt.constraint) if prompt.constraint else {}),
     )
+
+
+def _ending(loop: Loop) -> dict[str, Any]:
+    """End an answer on the engine once it goes round in circles."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    return {"repetition_detection": RepetitionDetectionParams(**msgspec.structs.asdict(loop))}
 
 
 def _structured(constraint: Constraint) -> dict[str, Any]:

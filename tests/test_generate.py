@@ -300,6 +300,7 @@ def test_the_budget_of_candidates_ends_a_run_and_a_larger_one_goes_on(
         (["output.quotas.jason=3"], "no template 'jason'; there are colour, json, temperature"),
         (["output.quotas.json=701"], "701 rows of 'json' are wanted, and filter.cap_per_template keeps 700"),
         ([*QUOTAS, "output.accepted=406"], r"output.accepted = 406 is more than the quotas .*\(405\)"),
+        (["sampling.end_loops.max_pattern_size=3"], "sampling.end_loops: min_pattern_size is above max_pattern_size"),
         (["sampling.end_loops={}"], "sampling.end_loops is for teacher.backend = 'vllm'"),
         (["sampling.end_loops={}", "teacher.backend=vllm"], 'add .*filter.rules.* with use = "repetition"'),
     ],
