@@ -13,6 +13,10 @@ WORKLOADS: dict[str, tuple[str, str]] = {
     "bulk": ("bench.bulk", "one large generation, killed on the way, resumed, counted and verified"),
     "loop": ("bench.loop", "the generate loop alone: memory by number of prompts, CPU share at a rate"),
     "engine": ("bench.engine", "the whole generate loop beside vLLM's own offline calls"),
+    "train": (
+        "bench.train",
+        "the trainer beside the original recipe: trained tokens a second at the same held-out loss",
+    ),
 }
 """Workload -> (module with `add_arguments(parser)` and `main(args) -> dict`, one line of help)."""
 

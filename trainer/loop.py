@@ -23,11 +23,14 @@ def build(
     train: Sequence[Rendered],
     validation: dict[str, list[Rendered]],
     journal: Journal,
+    *,
     patience: int = 0,
+    order_rows: int = 1,
 ) -> Any:
     """Return a trainer; `validation` maps the journal's parts to their rows.
 
-    With patience, it stops after so many evaluations without a better loss.
+    With patience, it stops after so many evaluations without a better loss. `order_rows` rows of about one length
+    stand together in the order, whatever a batch holds.
 
     Raises: TrainError where the library dropped, cut or masked rows.
     """
@@ -44,6 +47,7 @@ def build(
         callbacks=[_callback(journal, patience if validation else 0)],
     )
     trainer.journal = journal
+    trainer.order_rows = order_rows
     trainer.lengths = None if arguments["packing"] else [row.tokens for row in train]
     _drop_printer(trainer)
     _check_rows(trainer.train_dataset, train)
@@ -84,11 +88,12 @@ def _trainer_class() -> type[Any]:
 
         journal: Journal
         lengths: list[int] | None
+        order_rows: int
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return LengthOrder(
                 self.lengths or [1] * len(self.train_dataset),
-                batch_size=self.args.per_device_train_batch_size,
+                batch_size=self.order_rows,
                 seed=self.args.seed,
                 epoch=lambda: int(self.state.epoch or 0),
             )

@@ -22,6 +22,7 @@ from engine.shards import disk, read_manifest
 from trainer import done, loop, trl_backend, unsloth_backend
 from trainer.arguments import changed, plan_steps, training_arguments
 from trainer.done import Done
+from trainer.fold import fold
 from trainer.folders import write_folder
 from trainer.journal import Journal, step_of
 from trainer.libraries import quiet, versions
@@ -47,6 +48,8 @@ class Job(msgspec.Struct, frozen=True):
     layers: tuple[int, ...]
     """Kept by pruning; none where it was not asked for."""
     need: Need
+    order_rows: int
+    """Rows that the settings ask to batch; a folded batch holds several times as many."""
 
 
 def train(config: Config, run: Path, out: Path) -> Done:
@@ -68,9 +71,11 @@ def train(config: Config, run: Path, out: Path) -> Done:
         prepared = prepare(config, run, manifest)
         checkpoint = done.begin(out, wanted, config)
         start, layers = _start_model(config, prepared, out)
-        need = _need(config, prepared, read_config(start), tuning=plan.tuning, dtype=plan.dtype)
+        start_config, order_rows = read_config(start), config.train.batch_size
+        config = msgspec.structs.replace(config, train=fold(config.train, plan, prepared.load, start_config))
+        need = _need(config, prepared, start_config, tuning=plan.tuning, dtype=plan.dtype)
         check_card(need, plan.memory_bytes)
-        return _fit(Job(config, plan, prepared, out, wanted, start, layers, need), checkpoint)
+        return _fit(Job(config, plan, prepared, out, wanted, start, layers, need, order_rows), checkpoint)
 
 
 def check(config: Config, run: Path) -> dict[str, Any]:
@@ -131,7 +136,9 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
     with _full_memory(job), disk(job.out):
         model = _load(job, arguments)
         tokenizer, rows = job.prepared.chat.tokenizer, job.prepared.train
-        trainer = loop.build(model, tokenizer, arguments, rows, parts, journal, settings.patience)
+        trainer = loop.build(
+            model, tokenizer, arguments, rows, parts, journal, patience=settings.patience, order_rows=job.order_rows
+        )
         _report(job, arguments, trainer, checkpoint)
         journal.begin(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -157,6 +164,8 @@ def _report(job: Job, arguments: dict[str, Any], trainer: Any, checkpoint: Path 
         f"{plan.backend}, {plan.dtype}, {need.trained_parameters / 1e6:.1f} of {need.parameters / 1e6:.1f} M parameters"
         + (f", from step {step_of(checkpoint)}" if checkpoint else "")
     )
+    if (batch := job.config.train.batch_size) != job.order_rows:
+        note(f"train  {batch} rows at once instead of {job.order_rows}, in steps of as many rows as before")
     for key, (wanted, resolved) in changed(arguments, trainer.args).items():
         note(f"train  {plan.backend} made {key} = {resolved} of {wanted}")
 
