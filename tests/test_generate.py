@@ -5,39 +5,19 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import orjson
 import pytest
+from echo_runs import ROOT, command, lines, settings, size
 
 from engine import config
 from engine.errors import ConfigError, DataError, DiskError, EngineError, MissingError, PotstillError, UsageError
 from engine.generate import generate
-from engine.shards import read_lines, read_manifest, write_manifest
+from engine.shards import read_manifest, write_manifest
 from engine.verify import verify
-
-ROOT = Path(__file__).resolve().parent.parent
-ECHO = ROOT / "data" / "echo.toml"
-FAST = [
-    "teacher.echo.tokens_per_s=1e9",
-    "prompts.count=3000",
-    "filter.cap_per_template=700",
-    "output.shard_bytes=65536",
-]
-
-
-def settings(*overrides: str) -> config.Config:
-    return config.load(ECHO, [*FAST, *overrides])
-
-
-def lines(folder: Path, kind: str = "kept") -> list[bytes]:
-    manifest = read_manifest(folder)
-    return [line for shard in manifest.of(kind) for line in read_lines(folder, shard)]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +25,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     generate(settings(), folder)
     return folder
-
-
-def command(folder: Path, *overrides: str) -> list[str]:
-    sets = [part for override in [*FAST, *overrides] for part in ("--set", override)]
-    return [sys.executable, "-m", "potstill", "generate", str(ECHO), "--out", str(folder), *sets]
 
 
 def test_every_prompt_ends_once_and_the_counts_add_up(whole: Path) -> None:
@@ -104,15 +79,6 @@ def test_killed_at_random_points_it_resumes_to_the_same_rows(whole: Path, tmp_pa
     assert lines(folder) == lines(whole)
     assert verify(folder)["asked"] == 3000
     assert not list(folder.glob("*.part"))
-
-
-def size(folder: Path) -> int:
-    """Bytes of rows in a run folder, published or not; a file may be renamed while they are counted."""
-    found = 0
-    for path in folder.glob("*.jsonl*"):
-        with suppress(FileNotFoundError):
-            found += path.stat().st_size if path.name != "metrics.jsonl" else 0
-    return found
 
 
 def test_torn_and_spoilt_tails_are_dropped(whole: Path, tmp_path: Path) -> None:
@@ -250,76 +216,6 @@ def test_accepted_says_when_the_prompts_run_out(tmp_path: Path, capsys: pytest.C
     assert summary["asked"] == 3000
     assert summary["ending"] == "prompts"
     assert "the prompts ran out" in capsys.readouterr().err
-
-
-QUOTAS = ["output.quotas.json=300", "output.quotas.temperature=100", "output.quotas.colour=5"]
-
-
-def test_quotas_end_the_run_when_all_are_filled(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    summary = generate(settings(*QUOTAS), folder)
-    kept = Counter(orjson.loads(line)["template"] for line in lines(folder))
-    assert kept == {"json": 300, "temperature": 100, "colour": 5}
-    assert summary["ending"] == "quotas"
-    assert summary["skipped_by"]["quota"] > 0
-    assert {orjson.loads(line)["rule"] for line in lines(folder, "skipped")} == {"quota"}
-    verify(folder)
-    other = tmp_path / "other"
-    for bytes_ in (20_000, 60_000):
-        process = subprocess.Popen(command(other, *QUOTAS, "teacher.echo.tokens_per_s=6000"), stderr=subprocess.DEVNULL)
-        while process.poll() is None and size(other) < bytes_:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    again = generate(settings(*QUOTAS, "filter.early=false", "teacher.echo.max_num_seqs=7"), other)
-    assert lines(other) == lines(folder)
-    assert again["asked"] == summary["asked"]
-    verify(other)
-
-
-def test_the_budget_of_candidates_ends_a_run_and_a_larger_one_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wanted = ["output.accepted=200", "prompts.count=100000"]
-    generate(settings(*wanted), tmp_path / "whole")
-    summary = generate(settings(*wanted, "output.candidates=150"), tmp_path / "run")
-    assert (summary["asked"], summary["ending"]) == (150, "candidates")
-    assert summary["kept"] < 150
-    said = capsys.readouterr().err
-    assert f"only {summary['kept']} of 200 rows: the budget of 150 candidates ran out" in said
-    generate(settings(*wanted, "output.candidates=150"), tmp_path / "run")
-    assert "is finished" in capsys.readouterr().err
-    generate(settings(*wanted, "output.candidates=5000"), tmp_path / "run")
-    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
-    assert verify(tmp_path / "run")["finished"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["output.quotas.jason=3"], "no template 'jason'; there are colour, json, temperature"),
-        (["output.quotas.json=701"], "701 rows of 'json' are wanted, and filter.cap_per_template keeps 700"),
-        ([*QUOTAS, "output.accepted=406"], r"output.accepted = 406 is more than the quotas .*\(405\)"),
-        (["sampling.end_loops.max_pattern_size=3"], "sampling.end_loops: min_pattern_size is above max_pattern_size"),
-        (["sampling.end_loops={}"], "sampling.end_loops is for teacher.backend = 'vllm'"),
-        (["sampling.end_loops={}", "teacher.backend=vllm"], 'add .*filter.rules.* with use = "repetition"'),
-    ],
-)
-def test_what_can_never_come_true_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        generate(settings(*overrides), tmp_path / "run")
-
-
-def test_inputs_that_leak_are_not_asked_and_the_kept_rows_are_the_same(tmp_path: Path) -> None:
-    held_out = tmp_path / "held-out.jsonl"
-    held_out.write_text('{"instruction": "Format as JSON. name=Alan age=801"}\n')
-    rule = f"filter.rules=[{{use='leak', files=['{held_out}'], slots=true}}]"
-    summary = generate(settings(rule, "prompts.count=500"), tmp_path / "early")
-    late = generate(settings(rule, "prompts.count=500", "filter.early=false"), tmp_path / "late")
-    assert lines(tmp_path / "early") == lines(tmp_path / "late")
-    assert summary["skipped_by"]["leak"] >= late["rejected"]["leak"] > 15
-    assert summary["output_tokens"] < late["output_tokens"]
-    assert "held out" in orjson.loads(lines(tmp_path / "early", "skipped")[0])["reason"]
 
 
 def test_the_gate_shows_the_first_rows_and_stops_what_is_hopeless(

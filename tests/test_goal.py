@@ -1,0 +1,123 @@
+"""When a run ends, and what it never asks: quotas, the budget of candidates, leaks; on the echo backend."""
+
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+from echo_runs import command, lines, settings, size
+
+from engine import config
+from engine.errors import ConfigError
+from engine.generate import generate
+from engine.rows import Prompt
+from engine.verify import verify
+
+QUOTAS = ["output.quotas.json=300", "output.quotas.temperature=100", "output.quotas.colour=5"]
+
+
+def test_quotas_end_the_run_when_all_are_filled(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    summary = generate(settings(*QUOTAS), folder)
+    kept = Counter(orjson.loads(line)["template"] for line in lines(folder))
+    assert kept == {"json": 300, "temperature": 100, "colour": 5}
+    assert summary["ending"] == "quotas"
+    assert summary["skipped_by"]["quota"] > 0
+    assert {orjson.loads(line)["rule"] for line in lines(folder, "skipped")} == {"quota"}
+    verify(folder)
+    other = tmp_path / "other"
+    for bytes_ in (20_000, 60_000):
+        process = subprocess.Popen(command(other, *QUOTAS, "teacher.echo.tokens_per_s=6000"), stderr=subprocess.DEVNULL)
+        while process.poll() is None and size(other) < bytes_:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    again = generate(settings(*QUOTAS, "filter.early=false", "teacher.echo.max_num_seqs=7"), other)
+    assert lines(other) == lines(folder)
+    assert again["asked"] == summary["asked"]
+    verify(other)
+
+
+def test_the_budget_of_candidates_ends_a_run_and_a_larger_one_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["output.accepted=200", "prompts.count=100000"]
+    generate(settings(*wanted), tmp_path / "whole")
+    summary = generate(settings(*wanted, "output.candidates=150"), tmp_path / "run")
+    assert (summary["asked"], summary["ending"]) == (150, "candidates")
+    assert summary["kept"] < 150
+    said = capsys.readouterr().err
+    assert f"only {summary['kept']} of 200 rows: the budget of 150 candidates ran out" in said
+    generate(settings(*wanted, "output.candidates=150"), tmp_path / "run")
+    assert "is finished" in capsys.readouterr().err
+    generate(settings(*wanted, "output.candidates=5000"), tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert verify(tmp_path / "run")["finished"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["output.quotas.jason=3"], "no template 'jason'; there are colour, json, temperature"),
+        (["output.quotas.json=701"], "701 rows of 'json' are wanted, and filter.cap_per_template keeps 700"),
+        ([*QUOTAS, "output.accepted=406"], r"output.accepted = 406 is more than the quotas .*\(405\)"),
+        (["sampling.end_loops.max_pattern_size=3"], "sampling.end_loops: min_pattern_size is above max_pattern_size"),
+        (["sampling.end_loops={}"], "sampling.end_loops is for teacher.backend = 'vllm'"),
+        (["sampling.end_loops={}", "teacher.backend=vllm"], 'add .*filter.rules.* with use = "repetition"'),
+    ],
+)
+def test_what_can_never_come_true_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        generate(settings(*overrides), tmp_path / "run")
+
+
+def test_inputs_that_leak_are_not_asked_and_the_kept_rows_are_the_same(tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text('{"instruction": "Format as JSON. name=Alan age=801"}\n')
+    rule = f"filter.rules=[{{use='leak', files=['{held_out}'], slots=true}}]"
+    summary = generate(settings(rule, "prompts.count=500"), tmp_path / "early")
+    late = generate(settings(rule, "prompts.count=500", "filter.early=false"), tmp_path / "late")
+    assert lines(tmp_path / "early") == lines(tmp_path / "late")
+    assert summary["skipped_by"]["leak"] >= late["rejected"]["leak"] > 15
+    assert summary["output_tokens"] < late["output_tokens"]
+    assert "held out" in orjson.loads(lines(tmp_path / "early", "skipped")[0])["reason"]
+
+
+def test_a_question_that_failed_before_a_kill_is_asked_again_by_its_twin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine import generate as module
+    from engine.backend import EchoBackend
+    from engine.rows import Completion
+
+    class Unlucky(EchoBackend):
+        async def completions(self) -> list[Completion]:
+            done = await super().completions()
+            return [Completion(one.id, "", "error", error="lost") if one.id in first else one for one in done]
+
+        async def add(self, prompts: Sequence[Prompt]) -> None:
+            first.update(prompt.id for prompt in prompts if prompt.index == 0)
+            await super().add(prompts)
+
+    first: set[str] = set()
+    monkeypatch.setattr(
+        module, "make_backend", lambda teacher, sampling, *, watch=None: Unlucky(teacher.echo, sampling, watch=watch)
+    )
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "Say it"}\n' * 3)
+    wanted = ["prompts.count=3", "output.accepted=1", "sampling.temperature=0", "teacher.echo.refusals=0"]
+    wanted += ["teacher.echo.overlong=0", "teacher.echo.empty=0"]
+
+    def ask(*overrides: str) -> dict[str, Any]:
+        data = msgspec.to_builtins(settings(*wanted, *overrides))
+        data["prompts"] |= {"templates": "", "file": str(file)}
+        return generate(config.from_mapping(data, where="test"), tmp_path / "run", gate=False)
+
+    assert ask("output.candidates=1")["failed"] == 1
+    summary = ask("output.candidates=3")
+    assert (summary["asked"], summary["failed"], summary["kept"]) == (2, 1, 1)
