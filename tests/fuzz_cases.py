@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CONTROL_BYTES = 8
+LARGE, LARGE_ROWS = 0.02, 3000
+"""Share of the cases that are larger than one batch, and their rows."""
 FORMATS = ("jsonl", "jsonl", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow", "cut.gz", "cut.zst", "mislabelled")
 WORDS = (
     *("I cannot", "i don\u2019t know", "", " ", "\u00a0", "fine words", "x" * 900, "\ud800", "\x00", "\u2028", "\\"),
@@ -65,6 +67,8 @@ def lines(body: bytes, kind: int) -> bytes:
         for _ in range(chance.randrange(40))
     ]
     texts += chance.choices(texts, k=len(texts) // 3) if texts else []
+    if chance.random() < LARGE:
+        texts = chance.choices(texts, k=LARGE_ROWS) if texts else []
     found = bytearray(chance.choice((b"\n", b"\n", b"\r\n", b"\n\n", b"\n\x00")).join(texts))
     for _ in range(chance.randrange(4) if kind == 1 and found else 0):
         place = chance.randrange(len(found))

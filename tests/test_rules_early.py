@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -196,3 +197,12 @@ def test_the_example_of_an_own_rule_runs(where: str, tmp_path: Path, monkeypatch
     assert rule.feed("Shall I?") is None
     assert rule.finish(Draft("Do it", "Shall I? \n")) == "ends with a question"
     assert rule.finish(Draft("Do it", "I shall.")) is None
+
+
+@pytest.mark.parametrize("where", ["docs/rules.md", "docs/doctor.md"])
+def test_the_configurations_of_the_docs_load(where: str) -> None:
+    text = (Path(rules_module.__file__).parents[2] / where).read_text(encoding="utf-8")
+    found = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert found
+    for one in found:
+        configuration.from_mapping(tomllib.loads(one), where=where)
