@@ -20,20 +20,26 @@ from typing import Any
 
 import msgspec
 
+from bench.filter_live import measure_live
 from bench.filter_report import write_report
 from bench.filter_stages import measure_stages
 from bench.machine import machine
-from bench.rows import make_phrases, write_rows
+from bench.rows import make_phrases, write_rows, write_variants
 from engine.errors import PotstillError
+from engine.native.load import SWITCH, load_kernel
 from engine.progress import note
 
-PACKAGES = ("msgspec", "xxhash", "hyperscan", "ahocorasick-rs", "numpy", "orjson", "polars", "duckdb")
+PACKAGES = ("numba", "msgspec", "xxhash", "hyperscan", "ahocorasick-rs", "numpy", "orjson", "polars", "duckdb")
 PEERS = ("polars", "duckdb")
+LIVE_ROWS = 100_000
+MADE_ROWS = 1_000_000
+"""A multiple of so many rows is these, several times over with small changes: making them all would take minutes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill bench filter`."""
     parser.add_argument("--rows", type=int, default=200_000, help="rows of the timed runs (default: 200,000)")
+    parser.add_argument("--long-rows", type=int, help="rows with the longer phrase lists (default: as many)")
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default: 5)")
     parser.add_argument("--phrases", type=int, nargs="+", default=[6, 50, 500], help="lengths of the phrase list")
     parser.add_argument("--memory-rows", type=int, nargs="*", default=[1_000_000], help="rows of the memory runs")
@@ -46,15 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything and return it."""
+    if load_kernel(build=True) is None:
+        note("the filter is not compiled here (docs/filter.md): these are the figures of its Python form")
     peers = [name for name in PEERS if importlib.util.find_spec(name)] if args.peers is None else args.peers
     with tempfile.TemporaryDirectory(prefix="potstill-bench-") as name:
         bench = _Bench(Path(name), args.seed)
         found: dict[str, Any] = {"machine": machine(PACKAGES), "rows": args.rows, "seed": args.seed}
         found["speed"] = {
-            str(count): bench.speed(args.rows, count, args.rounds, peers if count == min(args.phrases) else [])
+            str(count): bench.speed(args.rows, count, args.rounds, peers)
+            if count == min(args.phrases)
+            else bench.speed(args.long_rows or args.rows, count, args.rounds, [])
             for count in args.phrases
         }
         found["stages_us"] = measure_stages(bench.source(args.rows), rounds=args.rounds)
+        found["live_us"] = measure_live(bench.source(min(args.rows, LIVE_ROWS)), rounds=args.rounds)
         if args.workers:
             found["workers"] = bench.workers(args.rows, args.workers, args.rounds)
         found["memory"] = {
@@ -77,12 +88,16 @@ class _Bench:
         path = self._folder / f"rows-{rows}.jsonl"
         if not path.exists():
             note(f"writing {rows:,} rows")
-            write_rows(path, rows, seed=self._seed)
+            times, rest = divmod(rows, MADE_ROWS)
+            if times > 1 and not rest:
+                write_variants(self.source(MADE_ROWS), path, times)
+            else:
+                write_rows(path, rows, seed=self._seed)
         return path
 
     def speed(self, rows: int, phrases: int, rounds: int, peers: list[str]) -> dict[str, Any]:
         """Alternate the pipelines and return the CPU microseconds a row and the ratios, paired by round."""
-        names = ["naive", "naive-lean", "potstill", *peers]
+        names = ["naive", "naive-lean", "potstill", "potstill-python", *peers]
         times: dict[str, list[float]] = {name: [] for name in names}
         for number in range(rounds):
             # The order changes from round to round, so that none always runs on a cold cache.
@@ -92,7 +107,11 @@ class _Bench:
             for name, result in results.items():
                 times[name].append(result["cpu_s"] * 1e6 / rows)
             note(f"{phrases} phrases, round {number + 1}: " + ", ".join(f"{n} {times[n][-1]:.2f} us" for n in names))
-        return {"kept": results["potstill"]["kept"], "pipelines": {name: _compare(name, times) for name in names}}
+        return {
+            "rows": rows,
+            "kept": results["potstill"]["kept"],
+            "pipelines": {name: _compare(name, times) for name in names},
+        }
 
     def workers(self, rows: int, counts: list[int], rounds: int) -> dict[str, Any]:
         """Return wall and CPU microseconds a row by number of workers; 0 is this process alone."""
@@ -129,6 +148,8 @@ class _Bench:
             given = msgspec.json.encode(options).decode()
             command = [sys.executable, "-m", "bench.pipelines", name, str(source), folder, listed, given]
             environment = {**os.environ, "POLARS_MAX_THREADS": "1"}
+            if name == "potstill-python":
+                environment[SWITCH] = "0"
             done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise PotstillError(f"the {name} pipeline failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -30,7 +30,9 @@ def _page(found: dict[str, Any]) -> Iterable[str]:
     yield "rows; the others only write the kept rows. `naive` is the four list passes, `naive-lean` the same by line."
     yield ""
     yield from _speed(found["speed"])
-    yield from _stages(found["stages_us"])
+    for way, stages in found["stages_us"].items():
+        yield from _stages(way, stages)
+    yield from _live(found["live_us"])
     if "workers" in found:
         yield from _workers(found["workers"])
     yield from _memory(found["memory"])
@@ -39,28 +41,41 @@ def _page(found: dict[str, Any]) -> Iterable[str]:
 def _speed(speed: dict[str, Any]) -> Iterable[str]:
     yield "## Speed"
     yield ""
-    yield "| phrases | pipeline | us a row | rows a CPU second | times Potstill's time | rounds |"
-    yield "| ---: | --- | ---: | ---: | ---: | --- |"
+    yield "| phrases | rows | pipeline | us a row | rows a CPU second | times Potstill's time | rounds |"
+    yield "| ---: | ---: | --- | ---: | ---: | ---: | --- |"
     for phrases, result in speed.items():
         for name, figures in result["pipelines"].items():
             rounds = ", ".join(map(str, figures["rounds"])) if name != "potstill" else ""
             yield (
-                f"| {phrases} | {name} | {figures['cpu_us']} | {figures['rows_per_cpu_s']:,} | "
+                f"| {phrases} | {result['rows']:,} | {name} | {figures['cpu_us']} | {figures['rows_per_cpu_s']:,} | "
                 f"{figures['times_potstill']} | {rounds} |"
             )
     yield ""
 
 
-def _stages(stages: dict[str, float]) -> Iterable[str]:
-    yield "## Where the time goes"
+def _stages(way: str, stages: dict[str, float]) -> Iterable[str]:
+    yield f"## Where the time goes, {_WAYS[way]}"
     yield ""
     yield "CPU microseconds a row, each stage as the difference to the one before; `bytes only` reads the file and"
-    yield "writes it again in one piece, which no filter can be faster than."
+    yield "writes it again in one piece."
     yield ""
     yield "| " + " | ".join(stages) + " |"
     yield "|" + " ---: |" * len(stages)
     yield "| " + " | ".join(f"{cost:.2f}" for cost in stages.values()) + " |"
     yield ""
+
+
+def _live(live: dict[str, float]) -> Iterable[str]:
+    yield "## While rows are generated"
+    yield ""
+    yield "CPU microseconds a row inside the event loop, one row after the other through the same rule objects:"
+    yield ""
+    for name, cost in live.items():
+        yield f"- {name}: {cost}"
+    yield ""
+
+
+_WAYS = {"compiled": "compiled", "python": "in Python"}
 
 
 def _workers(workers: dict[str, Any]) -> Iterable[str]:
@@ -75,6 +90,8 @@ def _workers(workers: dict[str, Any]) -> Iterable[str]:
 
 def _memory(memory: dict[str, Any]) -> Iterable[str]:
     yield "## Peak memory, each in a fresh process"
+    yield ""
+    yield "Ten million rows are the million ten times over, each time with another number before the outputs."
     yield ""
     yield "| rows | pipeline | MB | times Potstill's |"
     yield "| ---: | --- | ---: | ---: |"

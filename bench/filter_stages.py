@@ -1,4 +1,4 @@
-"""Where the filter's time goes: the same batches taken one stage further at a time.
+"""Where the filter's time goes: the same rows taken one stage further at a time, compiled and in Python.
 
 A stage's cost is the difference to the stage before, so it includes what it does to the caches of the others.
 """
@@ -8,29 +8,48 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from engine import config as configuration
-from engine.columns import Batch, Columns, Parser
+from engine.columns import Columns, Parser
 from engine.filter import Filter
-from engine.filter_batch import BatchFilter
-from engine.part import Pieces
-from engine.readers import BATCH_BYTES, Position, read
-from engine.rows import Outcome
+from engine.filter_batch import BatchFilter, Judged
+from engine.filter_native import NativeFilter
+from engine.filter_workers import CHUNK_BYTES, scanned
+from engine.native.load import Run, load_kernel
+from engine.readers import Position, read, read_pieces
 from engine.shards import Manifest, ShardWriter
 
-STAGES = ("read", "scan", "parse", "keys", "judge", "write")
-"""`write` is shards, checksums, fsync and manifest."""
+STAGES = {
+    "compiled": ("read", "parse", "phrases", "judge", "write"),
+    "python": ("read", "scan", "parse", "judge", "write"),
+}
+"""`parse` is fields, lengths and keys where compiled; `judge` the tables, verdicts and the lines laid out; `write` is
+shards, checksums, fsync and manifest."""
+Work = Callable[[Path, Path], None]
 
 
-def measure_stages(source: Path, *, rounds: int) -> dict[str, float]:
+def measure_stages(source: Path, *, rounds: int) -> dict[str, dict[str, float]]:
     """Return CPU microseconds a row by stage, their sum, and those of only copying the bytes; best of the rounds."""
     with source.open("rb") as file:
         rows = sum(1 for _ in file)
+    run = load_kernel(build=False)
+    found = {}
+    if run is not None:
+        found["compiled"] = _measure(source, rows, rounds, STAGES["compiled"], _compiled(run))
+    return found | {"python": _measure(source, rows, rounds, STAGES["python"], _in_python)}
+
+
+def _measure(
+    source: Path, rows: int, rounds: int, stages: Sequence[str], through: Callable[[str], Work]
+) -> dict[str, float]:
     best: dict[str, float] = {}
+    works: Mapping[str, Work] = {"bytes": _copy, **{stage: through(stage) for stage in stages}}
     for _ in range(rounds):
-        for name, work in [("bytes", _copy), *((stage, _through(stage)) for stage in STAGES)]:
+        for name, work in works.items():
             with tempfile.TemporaryDirectory(dir=source.parent) as folder:
                 start = time.process_time()
                 work(source, Path(folder))
@@ -38,7 +57,7 @@ def measure_stages(source: Path, *, rounds: int) -> dict[str, float]:
             best[name] = min(best.get(name, spent), spent)
     costs = {"bytes only": round(best["bytes"], 3)}
     before = 0.0
-    for stage in STAGES:
+    for stage in stages:
         costs[stage] = round(max(0.0, best[stage] - before), 3)
         before = best[stage]
     return {**costs, "sum": round(before, 3)}
@@ -46,54 +65,74 @@ def measure_stages(source: Path, *, rounds: int) -> dict[str, float]:
 
 def _copy(source: Path, folder: Path) -> None:
     with source.open("rb", buffering=0) as file, (folder / "copy").open("wb", buffering=0) as target:
-        while chunk := file.read(BATCH_BYTES):
+        while chunk := file.read(CHUNK_BYTES):
             target.write(chunk)
         os.fsync(target.fileno())
 
 
-def _through(last: str) -> Callable[[Path, Path], None]:
-    """Return the pipeline up to a stage."""
+def _compiled(run: Run) -> Callable[[str], Work]:
+    def through(last: str) -> Work:
+        def work(source: Path, folder: Path) -> None:
+            pieces = read_pieces([str(source)], piece_bytes=CHUNK_BYTES)
+            if last == "read":
+                for _ in pieces:
+                    pass
+                return
+            settings = configuration.Filter()
+            if last == "parse":
+                settings = msgspec.structs.replace(settings, phrases=())
+            native, rows = NativeFilter(Filter(settings), Columns(), run), 0
+            with _Writer(folder) as writer:
+                for chunk, _ in scanned(native, pieces, workers=0):
+                    if last in ("judge", "write"):
+                        judged = native.judge(chunk, rows)
+                        rows += chunk.count
+                        if last == "write":
+                            writer.take(judged)
 
-    def run(source: Path, folder: Path) -> None:
-        state = _Stages(folder, STAGES.index(last))
-        for batch, _ in read([str(source)], Position()):
-            state.take(batch)
-        state.close()
+        return work
 
-    return run
+    return through
 
 
-class _Stages:
-    def __init__(self, folder: Path, last: int) -> None:
+def _in_python(last: str) -> Work:
+    def work(source: Path, folder: Path) -> None:
+        rules, rows = BatchFilter(Filter(configuration.Filter())), 0
+        parser = Parser(Columns(), rules.fields())
+        with _Writer(folder) as writer:
+            for batch, _ in read([str(source)], Position()):
+                if last == "read":
+                    continue
+                scan = rules.scan(batch.data, batch.lines)
+                if last == "scan":
+                    continue
+                parsed = parser.parse(batch)
+                if last != "parse":
+                    judged = rules.judge(parsed, range(rows, rows + len(parsed.rows)), scan)
+                    rows += len(parsed.rows)
+                    if last == "write":
+                        writer.take(judged)
+
+    return work
+
+
+class _Writer:
+    def __init__(self, folder: Path) -> None:
         settings = configuration.Config()
-        self._last = last
-        self._filter = BatchFilter(Filter(settings.filter))
-        self._parser = Parser(Columns(), self._filter.fields())
         self._writer = ShardWriter(folder, Manifest(), shard_bytes=settings.output.shard_bytes)
-        self._rows = 0
+        self._used = False
 
-    def take(self, batch: Batch) -> None:
-        if self._last == STAGES.index("read"):
-            return
-        scan = self._filter.scan(batch.data, batch.lines)
-        if self._last == STAGES.index("scan"):
-            return
-        parsed = self._parser.parse(batch)
-        if self._last == STAGES.index("keys"):
-            self._filter.keys(parsed.rows)
-        if self._last >= STAGES.index("judge"):
-            judged = self._filter.judge(parsed, range(self._rows, self._rows + len(parsed.rows)), scan)
-            self._rows += len(parsed.rows)
-            if self._last == STAGES.index("write"):
-                self._write("kept", judged.kept, len(judged.kept))
-                self._write("rejected", judged.rejected, judged.rules.total())
-
-    def _write(self, kind: Outcome, pieces: Pieces, rows: int) -> None:
-        self._writer.append(kind, pieces, rows=rows)
+    def take(self, judged: Judged) -> None:
+        self._used = True
+        self._writer.append("kept", judged.kept, rows=judged.keeps)
+        self._writer.append("rejected", judged.rejected, rows=judged.rules.total())
         if self._writer.due:
             self._writer.publish()
 
-    def close(self) -> None:
-        if self._last == STAGES.index("write"):
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._used:
             self._writer.publish()
         self._writer.close()

@@ -60,15 +60,17 @@ def _potstill(source: Path, folder: Path, phrases: tuple[str, ...], options: dic
     # What the command line imports is not what is measured; nor is it for the others.
     from engine import filter_run
     from engine.config import from_mapping
+    from engine.native.load import load_kernel
 
-    for module in ("hyperscan", "importlib.metadata"):
+    compiled = load_kernel(build=False) is not None
+    for module in ("importlib.metadata", "engine.filter_workers" if compiled else "hyperscan"):
         importlib.import_module(module)
     rules = {"phrases": list(phrases), **options.get("filter", {})}
     settings = from_mapping({"filter": rules}, where="bench")
 
     def run() -> Sequence[Path]:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-        filter_run.filter_rows([str(source)], folder, settings)
+        filter_run.filter_rows([str(source)], folder, settings, workers=options.get("workers", 0))
         return sorted(folder.glob("kept-*.jsonl"))
 
     return run
@@ -144,6 +146,7 @@ PIPELINES: dict[str, Callable[[Path, Path, tuple[str, ...], dict[str, Any]], Run
     "naive": _naive,
     "naive-lean": _naive_lean,
     "potstill": _potstill,
+    "potstill-python": _potstill,
     "polars": _polars,
     "duckdb": _duckdb,
 }

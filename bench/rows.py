@@ -41,6 +41,16 @@ def write_rows(path: Path, count: int, *, seed: int = 1) -> None:
             file.write(line)
 
 
+def write_variants(source: Path, target: Path, times: int) -> None:
+    """Write rows several times over, each time with another number before the outputs: as many keys a row as there."""
+    with target.open("wb", buffering=1 << 20) as file:
+        for number in range(times):
+            with source.open("rb") as lines:
+                while chunk := lines.read(1 << 20):
+                    chunk += lines.readline()
+                    file.write(chunk.replace(b'"output":"', b'"output":"%d ' % number))
+
+
 def make_lines(count: int, *, seed: int = 1) -> Iterator[bytes]:
     """Yield the lines of `count` rows."""
     chance = random.Random(seed)

@@ -127,13 +127,17 @@ class Names:
 
 
 class Marks:
-    """What is put into rejected rows: rule and reason, each text once; duplicates' is number 0."""
+    """What is put into rejected rows: rule and reason, each text once.
+
+    Number 0 is the duplicates'; 1 and 2 go around the name of a cap.
+    """
 
     MOST = 4096
 
-    def __init__(self) -> None:
-        self.numbers: dict[tuple[int, int, int], int] = {}
-        """Of each mark by what it is for."""
+    def __init__(self, around_topic: tuple[bytes, bytes]) -> None:
+        self._first = (put_mark(DUPLICATE.rule, DUPLICATE.reason), *around_topic)
+        self.numbers: dict[int, dict[tuple[int, ...], int]] = {}
+        """Of each mark, by the verdict and what it is for."""
         self.longest = 0
         self._texts: list[Room] = []
         self._table = Room(np.zeros((2 * self.MOST, 2), np.int64))
@@ -144,17 +148,16 @@ class Marks:
         """Return where the table is: address and length of each text."""
         return self._table.address
 
-    def put(self, what: tuple[int, int, int], text: bytes) -> int:
-        """Add a mark and return its number."""
+    def put(self, verdict: int, what: tuple[int, ...], text: bytes) -> None:
+        """Add a mark."""
         number = len(self._texts)
         if number == len(self._table.array):
             self._table = Room(np.concatenate([self._table.array, np.zeros_like(self._table.array)]))
         room = Room.of(text)
         self._texts.append(room)
         self._table.array[number] = room.address, len(text)
-        self.numbers[what] = number
+        self.numbers[verdict][what] = number
         self.longest = max(self.longest, len(text))
-        return number
 
     def text(self, number: int) -> bytes:
         """Return a mark."""
@@ -167,6 +170,7 @@ class Marks:
 
     def _clear(self) -> None:
         self.longest = 0
-        self.numbers.clear()
+        self.numbers = {verdict: {} for verdict in range(commit.FULL + 1)}
         self._texts.clear()
-        self.put((commit.DUPLICATE, 0, 0), put_mark(DUPLICATE.rule, DUPLICATE.reason))
+        for text in self._first:
+            self.put(commit.DUPLICATE, (), text)

@@ -26,7 +26,7 @@ from engine.filter import DUPLICATE, RULES, Filter
 from engine.filter_batch import BatchFilter, Judged
 from engine.part import Pieces
 from engine.readers import Position
-from engine.robust_sample import RobustSample
+from engine.robust_sample import MOST_ROWS, RobustSample
 from engine.rows import Outcome
 from engine.run import locked
 from engine.shards import (
@@ -112,7 +112,7 @@ class FilterFolder:
             self._fail_lines(chunk.name, chunk.bad_lines(first), strict=strict)
         self._write(native.judge(chunk, first))
         if self._robust.due:
-            self._robust.look(native.outputs(chunk))
+            self._robust.look(native.outputs(chunk, MOST_ROWS))
 
     def _write(self, judged: Judged) -> None:
         self.rules.update(judged.rules)

@@ -31,10 +31,16 @@ if TYPE_CHECKING:
 
 _FIELDS = ("instruction", "output", "input", "template")
 _QUOTED_MARKS = tuple(f'"{mark}"'.encode() for mark in MARKS)
+_TOPIC = "topic"
+"""Stands for the name of any cap."""
 _NUMBER_BYTES = 32
 """Room for a row's number and the end of its line."""
-_MARKED_BY = [lines.VERDICT, lines.CHARS, lines.PHRASE, lines.CAP, lines.CAP_LOW]
-"""Words of a row that say which mark it gets."""
+_MARKED_BY = {
+    commit.LENGTH: [lines.CHARS],
+    commit.BANNED: [lines.PHRASE],
+    commit.FULL: [lines.CAP, lines.CAP_LOW],
+}
+"""Words of a row that say which mark it gets, by verdict."""
 
 
 class NativeFilter:
@@ -56,7 +62,8 @@ class NativeFilter:
         self._secret = Room.of(SECRET)
         self.seen = KeyTable(run, commit.KEY_WIDTH)
         self.caps = KeyTable(run, commit.COUNT_WIDTH)
-        self._marks = Marks()
+        before, behind = put_mark("cap", rules.cap_reason(_TOPIC)).split(_TOPIC.encode())
+        self._marks = Marks((before, behind))
         self._kept, self._rejected = empty(), empty()
         self._again = Chunk()
 
@@ -92,7 +99,7 @@ class NativeFilter:
     def _read(self, chunk: Chunk, place: int) -> None:
         """Read a line that the compiled code left, and note the same of it."""
         row, line = chunk.rows.array[place], chunk.line(place)
-        row[lines.PHRASE] = NONE
+        row[lines.PHRASE], row[lines.TOPIC] = NONE, 0
         if line.isspace():
             row[lines.STATE] = lines.BLANK
             chunk.blank += 1
@@ -125,7 +132,7 @@ class NativeFilter:
         settings = self.filter.settings
         counts = self._commit(chunk, settings.min_chars, settings.max_chars, settings.cap_per_template)
         verdicts = chunk.column(lines.VERDICT)
-        self._put_marks(chunk, np.flatnonzero(verdicts > commit.DUPLICATE))
+        self._put_marks(chunk, verdicts)
         rules = Counter(dict(zip(RULES, counts[commit.DUPLICATE :], strict=True)))
         judged = self._gather(chunk, first, rules)
         if ((chunk.column(lines.STATE) == lines.MARKED) & (verdicts > commit.KEPT)).any():
@@ -139,9 +146,9 @@ class NativeFilter:
         chunk.column(lines.PHRASE)[:] = NONE
         self._commit(chunk, 0, sys.maxsize, self.filter.settings.cap_per_template if kept else 0)
 
-    def outputs(self, chunk: Chunk) -> list[str]:
-        """Return the outputs of the rows that were kept."""
-        kept = np.flatnonzero(chunk.column(lines.VERDICT) == commit.KEPT).tolist()
+    def outputs(self, chunk: Chunk, most: int) -> list[str]:
+        """Return the outputs of the first rows that were kept."""
+        kept = np.flatnonzero(chunk.column(lines.VERDICT) == commit.KEPT)[:most].tolist()
         return [self._parser.read_line(chunk.line(place)).output for place in kept]
 
     def _commit(self, chunk: Chunk, shortest: int, longest: int, limit: int) -> list[int]:
@@ -158,22 +165,23 @@ class NativeFilter:
             given[commit.FIRST] = done
         return counts.tolist()
 
-    def _put_marks(self, chunk: Chunk, places: Any) -> None:
-        """Give the rows at some places, which are rejected and no duplicates, their marks."""
+    def _put_marks(self, chunk: Chunk, verdicts: Any) -> None:
+        """Give the rows that are rejected, and are no duplicates, their marks."""
         self._marks.tidy()
-        known, numbers = self._marks.numbers, list[int]()
-        for place, (verdict, chars, phrase, cap, cap_low) in zip(
-            places.tolist(), chunk.rows.array[places[:, None], _MARKED_BY].tolist(), strict=True
-        ):
-            if verdict == commit.FULL:
-                what = (verdict, cap, cap_low)
-            else:
-                what = (verdict, chars if verdict == commit.LENGTH else phrase, 0)
-            number = known.get(what)
-            if number is None:
-                number = self._marks.put(what, self._mark(chunk, place, verdict, what[1]))
-            numbers.append(number)
-        chunk.rows.array[places, lines.MARK] = numbers
+        for verdict, words in _MARKED_BY.items():
+            # A full cap whose name is plain has its mark already.
+            places = np.flatnonzero((verdicts == verdict) & (chunk.column(lines.MARK) == 0))
+            if not places.size:
+                continue
+            whats = list(zip(*chunk.rows.array[places[:, None], words].T.tolist(), strict=True))
+            known = self._marks.numbers[verdict]
+            numbers = list(map(known.get, whats))
+            if None in numbers:
+                for place, what in zip(places.tolist(), whats, strict=True):
+                    if what not in known:
+                        self._marks.put(verdict, what, self._mark(chunk, place, verdict, what[0]))
+                numbers = list(map(known.get, whats))
+            chunk.rows.array[places, lines.MARK] = numbers
 
     def _mark(self, chunk: Chunk, place: int, verdict: int, value: int) -> bytes:
         if verdict == commit.LENGTH:
@@ -193,11 +201,14 @@ class NativeFilter:
     def _gather(self, chunk: Chunk, first: int, rules: Counter[str]) -> Judged:
         """Return the lines of kept and rejected rows, in memory that the next call writes over."""
         self._kept = self._kept.at_least(chunk.size)
-        self._rejected = self._rejected.at_least(chunk.size + rules.total() * (self._marks.longest + _NUMBER_BYTES))
+        # A row's line, the name of its cap, which is a part of the line, two marks around that at most, its number.
+        most = 2 * chunk.size + rules.total() * (2 * self._marks.longest + _NUMBER_BYTES)
+        self._rejected = self._rejected.at_least(most)
         given = array("q", bytes(8 * (commit.G_REJECTED_END + 1)))
         given[commit.G_ROWS], given[commit.G_COUNT] = chunk.rows.address, chunk.count
         given[commit.G_KEPT], given[commit.G_REJECTED] = self._kept.address, self._rejected.address
         given[commit.G_MARKS], given[commit.G_NUMBER] = self._marks.address, first
+        given[commit.G_WORDS] = 0 if self._by_template else lines.PREFIX_WORDS
         self._run(kernel.GATHER, given.buffer_info()[0])
         kept = self._kept.until(given[commit.G_KEPT_END])
         rejected = self._rejected.until(given[commit.G_REJECTED_END])
@@ -207,7 +218,10 @@ class NativeFilter:
         """Return the pieces of rejected rows of which some have fields that are called like a mark."""
         numbers, pieces = chunk.numbers(first), list[bytes]()
         for place in np.flatnonzero(chunk.column(lines.VERDICT) > commit.KEPT).tolist():
-            mark = self._marks.text(int(chunk.rows.array[place, lines.MARK]))
+            number = int(chunk.rows.array[place, lines.MARK])
+            mark = self._marks.text(number)
+            if number == commit.BEFORE_TOPIC:
+                mark += self._topic(chunk, place).encode() + self._marks.text(commit.BEHIND_TOPIC)
             pieces += put_mark_beside_own(chunk.line(place), mark, int(numbers[place]))
         return pieces
 

@@ -1,6 +1,6 @@
 """Tables of 128-bit keys for the compiled kernel (engine/native/table.py), whose memory is held here.
 
-Exact, about 24 bytes a key. A table grows part by part, each by half, so that growing takes little time and memory.
+Exact, about 24 bytes a key. A table grows part by part, so that growing takes little time and little more memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from engine.native.table import PART_WORDS, PARTS
 if TYPE_CHECKING:
     from engine.native.load import Run
 
-FIRST_SLOTS = 32
+FIRST_SLOTS = 64
+SMALL_SLOTS = 1 << 14
+"""A part of fewer slots is doubled when it is full, a larger one grows by half."""
 WORD = 8
 
 
@@ -41,10 +43,11 @@ class KeyTable:
         number, rest = divmod(part - self.address, PART_WORDS * WORD)
         if rest or not 0 <= number < PARTS:
             return False
-        header, slots = self._new_part(int(self._headers[number, 1]) * 3 // 2)
+        slots = int(self._headers[number, 1])
+        header, memory = self._new_part(slots * 2 if slots < SMALL_SLOTS else slots * 3 // 2)
         given = np.array([part, header.ctypes.data, self._width], np.int64)
         self._run(MOVE, given.ctypes.data)
-        self._put(number, (header, slots))
+        self._put(number, (header, memory))
         return True
 
     def _new_part(self, slots: int) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], mmap.mmap]:

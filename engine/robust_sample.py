@@ -11,7 +11,7 @@ from engine import config as configuration
 from engine.canon import canon
 from engine.phrases import PhraseGuard
 
-FIRST_BATCHES, EVERY_BATCHES, MOST_ROWS = 4, 64, 256
+FIRST_BATCHES, EVERY_BATCHES, MOST_ROWS = 4, 64, 64
 """The first batches are looked at, and then one in so many; of each at most so many kept rows."""
 
 

@@ -36,12 +36,14 @@ def test_the_bench_measures_and_writes_its_page(tmp_path: Path, capfd: pytest.Ca
     found = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert found == json.loads((tmp_path / "filter.json").read_text())
     for phrases in ("6", "50"):
-        assert set(found["speed"][phrases]["pipelines"]) == {"naive", "naive-lean", "potstill"}
+        assert set(found["speed"][phrases]["pipelines"]) == {"naive", "naive-lean", "potstill", "potstill-python"}
         assert found["speed"][phrases]["pipelines"]["naive"]["cpu_us"] > 0
     assert found["memory"]["1500"]["peak_mb"]["potstill"] > 10
-    assert found["stages_us"]["sum"] > found["stages_us"]["read"]
+    for stages in found["stages_us"].values():
+        assert stages["sum"] > stages["read"]
+    assert 0 < found["live_us"]["verdict"] < found["live_us"]["verdict, line and write"]
     page = (tmp_path / "filter.md").read_text()
-    assert "| 50 | potstill |" in page
+    assert "| 50 | 1,500 | potstill |" in page
     assert found["machine"]["cpu"] in page
 
 

@@ -18,17 +18,22 @@ from engine.native.lines import (
     READ,
     ROW_WORDS,
     STATE,
+    TOPIC,
+    TOPIC_END,
     VERDICT,
 )
-from engine.native.memory import copy, load64, put_word, store8, u64, word
+from engine.native.memory import BACKSLASH, QUOTE, copy, load8, load64, put_word, store8, u64, word
 from engine.native.table import find, is_free, is_full, part_of, take
+from engine.native.text import first_words
 
 ROWS, FIRST, COUNT, SEEN, CAPS, SHORTEST, LONGEST, LIMIT, FULL_PART, COUNTS = range(10)
 """Words of the parameters of `judge`."""
-G_ROWS, G_COUNT, G_KEPT, G_REJECTED, G_MARKS, G_NUMBER, G_KEPT_END, G_REJECTED_END = range(8)
-"""Words of the parameters of `gather`."""
+G_ROWS, G_COUNT, G_KEPT, G_REJECTED, G_MARKS, G_NUMBER, G_WORDS, G_KEPT_END, G_REJECTED_END = range(9)
+"""Words of the parameters of `gather`; G_WORDS: so many words of the instruction name a cap, or, at 0, the template."""
 NOT_A_ROW, KEPT, DUPLICATE, LENGTH, BANNED, FULL = range(6)
 """Verdicts."""
+BEFORE_TOPIC, BEHIND_TOPIC = 1, 2
+"""Marks that go around the name of a cap, where that can be written as it is."""
 KEY_WIDTH, COUNT_WIDTH = 2, 3
 """Words of a slot of the two tables."""
 
@@ -78,6 +83,7 @@ def _judge_row(q: int, row: int) -> int:
         if is_free(slot):
             take(caps, slot, cap_high, cap_low)
         if word(slot + 16) >= limit:
+            put_word(row + 8 * MARK, BEFORE_TOPIC if _is_plain(word(row + 8 * TOPIC), word(row + 8 * TOPIC_END)) else 0)
             return FULL
         put_word(slot + 16, word(slot + 16) + 1)
     return KEPT
@@ -96,8 +102,10 @@ def gather(q: int) -> int:
             end = word(row + 8 * NEXT)
         elif verdict != NOT_A_ROW:
             rejected = copy(rejected, word(row + 8 * LINE), word(row + 8 * BRACE) - word(row + 8 * LINE))
-            mark = word(q + 8 * G_MARKS) + 16 * word(row + 8 * MARK)
-            rejected = copy(rejected, word(mark), word(mark + 8))
+            rejected = _put_mark(q, rejected, word(row + 8 * MARK))
+            if verdict == FULL and word(row + 8 * MARK) == BEFORE_TOPIC:
+                rejected = _put_topic(q, rejected, word(row + 8 * TOPIC), word(row + 8 * TOPIC_END))
+                rejected = _put_mark(q, rejected, BEHIND_TOPIC)
             rejected = _put_number(rejected, number)
             store8(rejected, 125)  # }
             store8(rejected + 1, 10)
@@ -109,6 +117,27 @@ def gather(q: int) -> int:
     put_word(q + 8 * G_REJECTED_END, rejected)
     put_word(q + 8 * G_NUMBER, number)
     return 0
+
+
+def _put_mark(q: int, target: int, number: int) -> int:
+    mark = word(q + 8 * G_MARKS) + 16 * number
+    return copy(target, word(mark), word(mark + 8))
+
+
+def _put_topic(q: int, target: int, start: int, end: int) -> int:
+    words = word(q + 8 * G_WORDS)
+    return first_words(target, start, end, words) if words else copy(target, start, end - start)
+
+
+def _is_plain(start: int, end: int) -> bool:
+    """Say whether a text reads the same in JSON and in quotes."""
+    if start == 0:
+        return False
+    for place in range(start, end):
+        byte = load8(place)
+        if byte < 32 or byte > 126 or byte in (QUOTE, BACKSLASH, 39):
+            return False
+    return True
 
 
 def _put_number(target: int, number: int) -> int:
