@@ -244,6 +244,18 @@ def assert_same(whole: Path, other: Path) -> None:
     assert not list(other.glob("*.part"))
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
+    rows = rows_of(6_000)
+    sources = [write(tmp_path / "a.jsonl", rows[:4_500]), write(tmp_path / "b.jsonl", rows[4_500:])]
+    with Path(sources[0]).open("ab") as file:
+        file.write(b"not json\n\n{}\n")
+    filter_rows(sources, tmp_path / "alone", SMALL)
+    filter_rows(sources, tmp_path / "out", SMALL, workers=workers)
+    assert_same(tmp_path / "alone", tmp_path / "out")
+    assert len(read_manifest(tmp_path / "out").shards) > 6
+
+
 def test_a_full_disk_is_one_sentence_and_can_be_gone_on_with(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", rows_of(3_000))
     filter_rows([source], tmp_path / "whole", SMALL)

@@ -1,0 +1,90 @@
+"""The compiled kernel's image: made once, checked before it is used, made again when it is damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compiled import kernel
+
+from engine.native import build, load
+from engine.native.build import NotLinkedError
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give an image in a cache of its own; compiling is replaced by copying it."""
+    kernel()
+    made = next(path for path in (load.cache_folder() / "native").glob(f"{load._key()}.image"))
+    data = made.read_bytes()
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path))
+
+    def copy(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        Path(command[-1]).write_bytes(data)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(load.subprocess, "run", copy)
+    return tmp_path / "native" / made.name
+
+
+def test_it_is_made_when_asked_for_and_then_kept(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load.load_kernel(build=False) is None
+    assert load.load_kernel(build=True) is not None
+    assert "once on this machine" in capsys.readouterr().err
+    assert load.load_kernel(build=False) is not None
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in image.parent.iterdir()] == [image.name]
+
+
+@pytest.mark.parametrize("place", [0, 10, 25, 40, 200, -1])
+def test_a_damaged_image_is_not_used_and_made_again(image: Path, place: int) -> None:
+    load.load_kernel(build=True)
+    whole = image.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 1
+    if place == 40:  # the rest of the header is not read
+        damaged = damaged[:1000]
+    image.write_bytes(damaged)
+    assert load.load_kernel(build=False) is None
+    assert load.load_kernel(build=True) is not None
+    assert image.read_bytes() == whole
+
+
+def test_an_empty_image_is_not_used(image: Path) -> None:
+    image.parent.mkdir(parents=True)
+    image.touch()
+    assert load.load_kernel(build=False) is None
+
+
+def test_the_switch_and_a_failed_build_leave_python(
+    image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        load.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "no numba here\n")
+    )
+    assert load.load_kernel(build=True) is None
+    assert "cannot be compiled here (no numba here)" in capsys.readouterr().err
+    monkeypatch.setenv(load.SWITCH, "0")
+    assert load.load_kernel(build=True) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_imports_neither_numba_nor_llvm(tmp_path: Path) -> None:
+    kernel()
+    (tmp_path / "rows.jsonl").write_bytes(b'{"instruction":"a","output":"fine answer"}\n')
+    code = (
+        "import sys; from pathlib import Path; from engine.config import Config;"
+        "from engine.filter_run import filter_rows;"
+        f"filter_rows([{str(tmp_path / 'rows.jsonl')!r}], Path({str(tmp_path / 'out')!r}), Config());"
+        "print({'numba', 'llvmlite', 'hyperscan', 'engine.filter_native'} & set(sys.modules))"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'engine.filter_native'}"
+
+
+def test_only_what_is_understood_is_linked() -> None:
+    with pytest.raises(NotLinkedError, match="not an object"):
+        build.link(b"\x7fELF\x02\x01" + bytes(100), "run")
