@@ -10,6 +10,7 @@ PotstillError                 exit 1: the run cannot go on
 ├── EngineError               the teacher died or never started
 │   └── EndpointError         an OpenAI-compatible endpoint that does not answer
 ├── TrainError                rows, template or loss that a student cannot learn from
+├── ExportError               an exported student that does not answer as the student does
 └── Interrupted               exit 130: the user stopped it; says how to resume
 
 A message says what happened, where, and what to do next, in one sentence.
@@ -58,6 +59,10 @@ class EndpointError(EngineError):
 
 class TrainError(PotstillError):
     """The rows, the student's template or the loss are such that a student cannot learn from them."""
+
+
+class ExportError(PotstillError):
+    """An exported student does not answer as the student does."""
 
 
 class Interrupted(PotstillError):  # noqa: N818 - not an error, the user's wish

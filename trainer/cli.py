@@ -1,14 +1,15 @@
-"""The trainer's commands: flags in, one JSON line out."""
+"""The trainer's commands, train, doctor, export-model and serve: flags in, one JSON line out."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from engine.command import Command, config_arguments
+from engine.command import Command, config_arguments, set_argument
 from engine.config import load
 from engine.errors import TrainError
 
@@ -46,4 +47,65 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-COMMANDS = {"train": Command(_arguments, _run), "doctor": Command(_doctor_arguments, _doctor)}
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder with the trained student")
+    parser.add_argument("--to", required=True, metavar="FORMS", help="some of adapter,merged,fp8,w4a16,gguf")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="gets a folder a form; default: RUN/models")
+    parser.add_argument("--items", type=int, default=100, metavar="N", help="held-out questions; default: 100")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare answers with the student's")
+    parser.add_argument(
+        "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="what answers; default: auto"
+    )
+    set_argument(parser)
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from trainer.export_model import Request, export_model
+
+    request = Request(
+        to=[name.strip() for name in args.to.split(",") if name.strip()],
+        out=args.out,
+        items=args.items,
+        verify=not args.no_verify,
+        engine=args.engine,
+        overrides=args.overrides,
+    )
+    return export_model(args.run, request)
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder with the trained student")
+    parser.add_argument("--form", default="", metavar="FORM", help="an exported form; default: what training left")
+    parser.add_argument("--port", type=int, default=8002, help="default: 8002")
+    parser.add_argument(
+        "--gpu-memory-utilization", type=float, default=0.4, metavar="SHARE", help="share of the card; default: 0.4"
+    )
+    parser.add_argument("--print", action="store_true", help="print the command and start nothing")
+    parser.add_argument("--smoke", action="store_true", help="start it, compare one answer with the offline one, stop")
+    parser.add_argument("--vllm-args", default="", metavar="TEXT", help="more for vLLM, as --vllm-args='--x y'")
+    set_argument(parser)
+
+
+def _serve(args: argparse.Namespace) -> dict[str, Any]:
+    from trainer.serve import Wish, has_program, is_cpu_build, serve
+    from trainer.smoke import smoke
+    from trainer.student import read_student
+
+    wish = Wish(
+        form=args.form,
+        port=args.port,
+        gpu_share=args.gpu_memory_utilization,
+        cpu=is_cpu_build(),
+        program=has_program(),
+        extra=shlex.split(args.vllm_args),
+    )
+    student = read_student(args.run, args.overrides)
+    return smoke(student, wish) if args.smoke else serve(student, wish, only_print=args.print)
+
+
+COMMANDS = {
+    "train": Command(_arguments, _run),
+    "doctor": Command(_doctor_arguments, _doctor),
+    "export-model": Command(_export_arguments, _export),
+    "serve": Command(_serve_arguments, _serve),
+}

@@ -1,0 +1,93 @@
+"""GGUF files against transformers: the same logits in llama.cpp, for each family, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from students import tiny_student
+
+from engine.config import Config
+from engine.errors import UsageError
+from trainer.done import Done
+from trainer.gguf_file import FILE, split_rule, write_gguf
+from trainer.student import Student
+
+pytestmark = pytest.mark.model
+
+TEXT = "<|im_start|>user\nThe capital of country number 345, and 12's   square? Café, naïve\n\n\tdéjà<|im_end|>\n"
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
+
+
+def student_of(folder: Path) -> Student:
+    return Student(folder, cast(Done, None), Config(), str(folder), None, folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Llama", {"num_key_value_heads": 2}),
+        ("Mistral", {"num_key_value_heads": 4, "sliding_window": None, "tie_word_embeddings": False}),
+        ("Qwen2", {"num_key_value_heads": 2}),
+        ("Qwen3", {"num_key_value_heads": 2, "head_dim": 32}),
+    ],
+)
+def test_llama_cpp_computes_the_same(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    import numpy
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny_student(tmp_path / "model", kind=kind, initializer_range=0.2, **{**SHAPE, **changes})
+    model = AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(folder)
+    (tmp_path / "gguf").mkdir()
+    assert write_gguf(student_of(folder), tmp_path / "gguf")["dtype"] == "F16"
+    llama = llama_cpp.Llama(str(tmp_path / "gguf" / FILE), n_ctx=128, logits_all=True, verbose=False)
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False)["input_ids"]
+    assert llama.tokenize(TEXT.encode(), add_bos=False, special=True) == ids
+    assert llama.token_eos() == model.config.eos_token_id
+    assert "im_start" in llama.metadata["tokenizer.chat_template"]
+    llama.eval(ids)
+    wanted = model.float()(torch.tensor([ids])).logits[0].detach().numpy()
+    got = numpy.array(llama.scores[: len(ids)])
+    assert numpy.abs(got - wanted).max() < 0.02 * numpy.abs(wanted).max()
+    llama.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "says"),
+    [
+        ("Gemma", {}, "the gemma family"),
+        ("Mistral", {"sliding_window": 128}, "a sliding window"),
+        ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "positions scaled by linear"),
+    ],
+)
+def test_what_is_left_to_llama_cpp_is_refused(tmp_path: Path, kind: str, changes: dict[str, Any], says: str) -> None:
+    folder = tiny_student(tmp_path / "model", kind=kind, **changes)
+    with pytest.raises(UsageError, match=f"{says}.*convert_hf_to_gguf.py of llama.cpp"):
+        write_gguf(student_of(folder), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "family", "rule"),
+    [
+        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}], "llama", "smollm"),
+        ([{"type": "ByteLevel", "use_regex": True}], "llama", "gpt-2"),
+        ([{"type": "Split", "pattern": {"Regex": r"x|\p{N}{1,3}|y"}}, {"type": "ByteLevel"}], "llama", "llama-bpe"),
+        ([{"type": "Split", "pattern": {"Regex": r"x|\p{N}|y"}}, {"type": "ByteLevel"}], "qwen3", "qwen2"),
+        ([{"type": "Metaspace"}], "llama", ""),
+        ([{"type": "Split", "pattern": {"Regex": r"x|\p{N}|y"}}, {"type": "ByteLevel"}], "llama", ""),
+    ],
+)
+def test_the_rule_for_words_is_read_off_the_tokenizer(steps: list[dict[str, Any]], family: str, rule: str) -> None:
+    tokenizer = {"model": {"type": "BPE"}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+    if rule:
+        assert split_rule(tokenizer, family) == rule
+    else:
+        with pytest.raises(UsageError, match="cuts texts by"):
+            split_rule(tokenizer, family)
