@@ -87,19 +87,23 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("form", ["adapter", "merged", "fp8", "w4a16", "gguf"])
-def test_a_form_answers_as_the_student_does(run: Path, items: Path, tmp_path: Path, form: str) -> None:
-    told = export_model(run, asked(form, items=items, out=tmp_path))["forms"][form]
-    assert told["verified"]
-    assert told["items"] == 8
-    report = report_of(tmp_path / form)
-    assert report["student_engine"] == "transformers"
-    assert report["agreement"]["distinct"] == 8
-    assert report["agreement"]["share"] >= report["agreement"]["least"] == 0.98
-    assert report["bytes"] == sum(file["bytes"] for file in report["files"]) > 100_000
-    assert {"tokenizer.json", "chat_template.jinja", "README.md"} <= names_in(tmp_path / form)
-    assert names_in(tmp_path) == {form}
-    assert f"tags:\n  - distillation\n  - potstill\n  - {form}\n" in (tmp_path / form / "README.md").read_text()
+def test_every_form_answers_as_the_student_does(run: Path, items: Path, tmp_path: Path) -> None:
+    to = ("adapter", "merged", "fp8", "w4a16", "gguf")
+    told = export_model(run, asked(*to, items=items, out=tmp_path))["forms"]
+    assert names_in(tmp_path) == set(to) == set(told)
+    for form in to:
+        assert told[form]["verified"]
+        assert told[form]["items"] == 8
+        report = report_of(tmp_path / form)
+        assert report["student_engine"] == "transformers"
+        assert report["agreement"]["distinct"] == 8
+        assert report["agreement"]["share"] >= report["agreement"]["least"] == 0.98
+        assert report["bytes"] == sum(file["bytes"] for file in report["files"]) > 100_000
+        assert {"tokenizer.json", "chat_template.jinja", "README.md"} <= names_in(tmp_path / form)
+        card = (tmp_path / form / "README.md").read_text()
+        assert f"tags:\n  - distillation\n  - potstill\n  - {form}\n" in card
+        assert "8 held-out questions" in card
+        assert str(tmp_path) not in card
 
 
 def test_weights_are_stored_as_the_form_says(run: Path, tmp_path: Path) -> None:
