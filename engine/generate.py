@@ -238,7 +238,8 @@ class _Generation:
         row = row_of(committed.prompt, committed.completion, committed.verdict, held=committed.waited)
         self._run.tally.add(committed.outcome, row)
         line = self._encoder.encode(row) + b"\n"
-        if self._gate is not None and self._gate.add(committed, row, len(line)):
+        size = len(line) + (len(committed.completion.logprobs) if committed.outcome == "kept" else 0)
+        if self._gate is not None and self._gate.add(committed, row, size):
             note(self._gate.report(total=self._source.count, seconds=self._progress.seconds))
             self._objection, self._gate = self._gate.objection(), None
         return line

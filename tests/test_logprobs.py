@@ -74,8 +74,9 @@ def test_every_kept_row_has_its_own_in_order(whole: Path) -> None:
     assert verify(whole)["kept"] == len(kept)
 
 
-def test_off_there_is_nothing_of_it(tmp_path: Path) -> None:
-    generate(settings("sampling.logprobs=0", "prompts.count=200"), tmp_path / "run")
+def test_off_there_is_nothing_of_it_and_the_rows_are_the_same(whole: Path, tmp_path: Path) -> None:
+    generate(settings("sampling.logprobs=0"), tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(whole)
     assert not list((tmp_path / "run").glob("logprobs-*"))
     assert b'"logprobs"' not in (tmp_path / "run" / "manifest.json").read_bytes()
     with pytest.raises(MissingError, match=r"no log-probabilities; generate with sampling\.logprobs = 20"):
@@ -170,6 +171,14 @@ def test_a_record_of_another_row_is_found(copy: Path) -> None:
     write_manifest(copy, manifest)
     with pytest.raises(DataError, match="has no log-probabilities, though they were asked for"):
         verify(copy)
+
+
+def test_the_gate_counts_them_in_its_forecast_of_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    megabytes = []
+    for width in (0, 50):
+        generate(settings(f"sampling.logprobs={width}", "prompts.count=100"), tmp_path / str(width))
+        megabytes.append(float(capsys.readouterr().err.partition(" output tokens, ")[2].partition(" MB")[0]))
+    assert megabytes[1] > megabytes[0] + 100 * 0.5 * 8 * 300 / 1e6, "300 bytes for each of some 10 tokens"
 
 
 def test_an_endpoint_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""What only a card can show of vLLM: batch invariance, log-probabilities in bfloat16, forms, and the card's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine.backend import answer_all, make_backend
+from engine.config import Sampling, Teacher
+from engine.replica_count import resolve, this_machine
+from engine.rows import Constraint, Prompt, row_seed
+
+pytestmark = [pytest.mark.gpu, pytest.mark.model]
+
+SAMPLING = Sampling(temperature=0.8, max_tokens=48)
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder: Path) -> Teacher:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return Teacher(model=str(teacher_folder), max_model_len=1024, gpu_memory_utilization=0.4)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [
+        Prompt(
+            index=i, id=f"g{i}", template="t", instruction=f"Name {i} things." + " Yes." * i, seed=row_seed(2, str(i))
+        )
+        for i in range(count)
+    ]
+
+
+async def test_batch_invariant_answers_do_not_depend_on_company(teacher: Teacher) -> None:
+    asked = prompts(200)
+    async with make_backend(msgspec.structs.replace(teacher, batch_invariant=True), SAMPLING) as backend:
+        assert backend.describe()["batch_invariant"] == "true"
+        together = await answer_all(backend, asked)
+        for number in (0, 99, 199):
+            assert await answer_all(backend, [asked[number]]) == [together[number]]
+
+
+async def test_log_probabilities_and_forms(teacher: Teacher) -> None:
+    asked = [msgspec.structs.replace(prompts(1)[0], id="held", constraint=Constraint(choice=("left", "right")))]
+    async with make_backend(teacher, msgspec.structs.replace(SAMPLING, logprobs=5)) as backend:
+        held, *answers = await answer_all(backend, asked + prompts(50))
+    assert (held.error, held.text in ("left", "right")) == ("", True)
+    for answer in answers:
+        tokens, width = np.frombuffer(answer.logprobs, "<u4", 2)
+        assert (tokens, width) == (answer.output_tokens, 5)
+        values = np.frombuffer(answer.logprobs, "<f2", tokens * 6, 8 + tokens * 24).astype(np.float32)
+        top = values[: tokens * 5].reshape(tokens, 5)
+        assert (np.diff(top, axis=1) <= 0).all(), "likeliest first"
+        assert (np.exp(top).sum(axis=1) < 1.01).all()
+        assert (values[tokens * 5 :] <= top[:, 0] + 1e-3).all()
+
+
+def test_the_cards_memory_is_known(teacher: Teacher) -> None:
+    machine = this_machine()
+    assert machine.cards >= 1
+    assert machine.card_bytes is not None
+    assert machine.card_bytes > 4 * 2**30
+    chosen, why = resolve(msgspec.structs.replace(teacher, replicas="auto", gpu_memory_utilization=0.9))
+    assert chosen.replica_count >= 1
+    assert "GiB a card" in why
