@@ -21,7 +21,7 @@ from engine.errors import ConfigError, DataError, MissingError
 from engine.generate import generate
 from engine.logprobs import Logprobs, left_records, pack, read_logprobs, record
 from engine.rows import Row
-from engine.shards import Manifest, Sidecar, read_lines, read_manifest, write_manifest
+from engine.shards import Manifest, Shard, ShardWriter, Sidecar, read_lines, read_manifest, write_manifest
 from engine.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,8 +210,6 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     path.write_bytes(data)
     line = b'{"id":"x"}\n'
     (tmp_path / "kept-00000.jsonl").write_bytes(line)
-    from engine.shards import Shard
-
     sidecar = Sidecar(path.name, len(data), xxhash.xxh3_128_hexdigest(data))
     shard = Shard("kept-00000.jsonl", "kept", 1, len(line), xxhash.xxh3_128_hexdigest(line), sidecar)
     write_manifest(tmp_path, Manifest(shards=[shard]))
@@ -221,3 +219,16 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert isinstance(first, Logprobs)
     assert empty.id == ""
     assert empty.token_ids.shape == (0,)
+
+
+def test_a_shard_is_due_when_its_log_probabilities_are_large(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, Manifest(), shard_bytes=1000)
+    writer.append_logprobs([b"x" * 7900])
+    writer.append("kept", [b"{}\n"])
+    assert not writer.due
+    writer.append_logprobs([b"x" * 100])
+    assert writer.due
+    writer.publish()
+    assert not writer.due
+    (shard,) = read_manifest(tmp_path).shards
+    assert shard.logprobs == Sidecar("logprobs-00000.bin", 8000, xxhash.xxh3_128_hexdigest(b"x" * 8000))
