@@ -135,7 +135,7 @@ class EngineThread(threading.Thread):
                         prompt.id, tokens_input(rendered.ids), params, lora_request=engine.lora
                     )
                 except (ValueError, VLLMValidationError) as refusal:  # the second is a ValueError up to 0.26 only
-                    error = f"vLLM refuses this prompt: {refusal}"
+                    error = f"vLLM refuses this prompt: {' '.join(str(refusal).split())}"
             if error:
                 failed.append(Completion(id=prompt.id, text="", finish_reason="error", error=error))
         if failed:

@@ -41,6 +41,7 @@ HELD = [
             Constraint(regex=r"[0-9]{4}-[0-9]{2}"),
             Constraint(json_schema=json.dumps(CITY)),
             None,
+            Constraint(json_schema=json.dumps({"type": "array", "items": {"type": "integer"}, "uniqueItems": True})),
         ]
     )
 ]
@@ -117,7 +118,9 @@ async def test_the_packaged_teacher_answers(teacher_folder: Path) -> None:
         answers = await answer_all(backend, [ask("What is the capital of France?"), ask("Say hello!", 1)])
         held = await answer_all(backend, HELD)
     assert "Paris" in answers[0].text
+    *held, refused = held
     assert [(answer.error, answer.finish_reason) for answer in held] == [("", "stop")] * 3 + [("", "length")]
+    assert re.fullmatch("vLLM refuses this prompt: .*uniqueItems.*", refused.error)
     assert held[0].text in ("left", "right")
     assert re.fullmatch(r"\d{4}-\d\d", held[1].text)
     assert set(json.loads(held[2].text)) == {"city", "population"}
