@@ -93,6 +93,7 @@ class NativeFilter:
         given[lines.DEDUP], given[lines.DEDUP_FIELDS] = self._dedup.address, len(self._dedup.array)
         given[lines.CAP_BY] = by if self.filter.settings.cap_per_template else lines.BY_NOTHING
         given[lines.TABLE] = self._phrases.address if self._phrases else 0
+        given[lines.LEAST], given[lines.MOST] = self.filter.settings.min_chars, self.filter.settings.max_chars
         given[lines.PHRASE_CHARS], given[lines.SECRET] = self._guard.limit or 0, self._secret.address
         return given
 

@@ -34,9 +34,8 @@ duplicate key, its cap's key, its phrase, the raw text that names its cap, the v
 ROW_WORDS = 16
 UNREAD, READ, MARKED, BLANK, BAD = range(5)
 """What a line is: not read here; a row; a row with a field that is called like a mark; no row (two kinds)."""
-DATA, END, ROWS, ROOM, SCRATCH, FIELDS, NAMES, DEDUP, DEDUP_FIELDS, CAP_BY, TABLE, PHRASE_CHARS, SECRET, MARKS = range(
-    14
-)
+DATA, END, ROWS, ROOM, SCRATCH, FIELDS, NAMES, DEDUP, DEDUP_FIELDS, CAP_BY, TABLE, PHRASE_CHARS = range(12)
+SECRET, LEAST, MOST, MARKS = range(12, 16)
 """Words of a scan's parameters; the first is moved to where it stopped."""
 FIELD_WORDS = 4
 INSTRUCTION, OUTPUT_FIELD, INPUT, TEMPLATE, FIELD_COUNT = range(5)
@@ -271,7 +270,10 @@ def _features(q: int, row: int) -> bool:
             put_word(field + 8, end)
             free = end
     _put_key(q, row, free, state)
-    put_word(row + 8 * PHRASE, _phrase(q, output))
+    chars = word(row + 8 * CHARS)
+    if word(q + 8 * LEAST) <= chars <= word(q + 8 * MOST):
+        # Length is judged first, so an output of another length is not searched.
+        put_word(row + 8 * PHRASE, _phrase(q, output))
     _put_cap_key(q, row, topic, free, state)
     return True
 

@@ -193,8 +193,12 @@ def first_words(target: int, start: int, end: int, most: int) -> int:
             store8(target, 32)
             target += 1
         words += 1
-        while place < end and space_size(place) == 0:
-            store8(target, load8(place))
+        while place < end:
+            byte = load8(place)
+            # Most bytes are ASCII above the space, of which none needs a closer look.
+            if (byte <= 32 or byte >= 0x80) and space_size(place):
+                break
+            store8(target, byte)
             target += 1
             place += 1
     return target
