@@ -24,11 +24,11 @@ from engine.config import Config
 from engine.errors import ConfigError, DataError, Interrupted, PotstillError, UsageError
 from engine.filter import DUPLICATE, RULES, Filter
 from engine.filter_batch import BatchFilter, Judged
+from engine.lock import locked
 from engine.part import Pieces
 from engine.readers import Position
 from engine.robust_sample import MOST_ROWS, RobustSample
 from engine.rows import Outcome
-from engine.run import locked
 from engine.shards import (
     MANIFEST,
     Manifest,

@@ -17,7 +17,7 @@ import msgspec
 import xxhash
 
 from engine.errors import UsageError
-from engine.run import LOCK, locked
+from engine.lock import LOCK, locked
 from engine.shards import PART, disk
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import aiofiles
 import msgspec
 
 from engine.tally import Tally
@@ -116,6 +115,8 @@ class Progress:
             "kept_per_s": round(kept, 2),
             **self.goodput(),
         }
+        import aiofiles
+
         async with aiofiles.open(self._path, "ab") as file:
             await file.write(msgspec.json.encode(line) + b"\n")
         self._show(now, rows, tokens, kept, last=last)

@@ -6,9 +6,7 @@ whole lines of unpublished files, and that a run goes on only under the settings
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from engine import config as configuration
 from engine.config import Config
 from engine.errors import ConfigError, MissingError, UsageError
 from engine.filter import Filter
+from engine.lock import locked
 from engine.logprobs import check_present, left_records
 from engine.prompts import Source
 from engine.rows import OUTCOMES, Outcome, Row
@@ -39,7 +38,6 @@ from engine.shards import (
 from engine.tally import Tally
 
 Resume = Literal["auto", "never", "always"]
-LOCK = ".lock"
 
 SPEED_KEYS = frozenset(
     {
@@ -171,28 +169,6 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Return values as they come back from JSON, so that they compare with those of a manifest."""
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values))
     return found
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder against a second process.
-
-    Raises: UsageError where another process holds it.
-    """
-    path = folder / LOCK
-    with disk(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(
-            f"{folder} is being written by another process; wait for it, or choose another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _recover(run: Run, *, logprobs: bool) -> None:

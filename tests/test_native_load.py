@@ -25,7 +25,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(command[-1]).write_bytes(data)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(load.subprocess, "run", copy)
+    monkeypatch.setattr(subprocess, "run", copy)
     return tmp_path / "native" / made.name
 
 
@@ -62,7 +62,7 @@ def test_the_switch_and_a_failed_build_leave_python(
     image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        load.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "no numba here\n")
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "no numba here\n")
     )
     assert load.load_kernel(build=True) is None
     assert "cannot be compiled here (no numba here)" in capsys.readouterr().err

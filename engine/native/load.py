@@ -11,9 +11,7 @@ import ctypes
 import mmap
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +85,9 @@ def _map(path: Path) -> Run | None:
 
 def _build(path: Path) -> bool:
     """Compile the kernel into a file and say whether it went well."""
+    import subprocess
+    import tempfile
+
     note("compiling the filter's inner loop, once on this machine (about ten seconds) ...")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
