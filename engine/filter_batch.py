@@ -49,6 +49,7 @@ class BatchFilter:
     def __init__(self, rules: Filter, *, aborted: bool = False) -> None:
         self.filter = rules
         self._aborted = aborted
+        self._special = bool(rules.optional) or rules.settings.cap_share > 0
         self._guard = rules.content.guard
         self._cap_marks: dict[str, bytes] = {}
 
@@ -74,7 +75,6 @@ class BatchFilter:
         settings, caps = self.filter.settings, self.filter.caps
         shortest, longest = settings.min_chars, settings.max_chars
         limit, by_prefix = settings.cap_per_template or sys.maxsize, settings.cap_key == "prefix"
-        special = bool(self.filter.optional) or settings.cap_share > 0
         suspects = self._suspects(scan.suspects, len(parsed.rows))
         lines, keys, duplicate = parsed.lines, self.keys(parsed.rows), _DUPLICATE_MARK
         self.filter.seen.refresh(keys)
@@ -82,7 +82,7 @@ class BatchFilter:
         remember = seen.add
         kept, marks, rules = list[bytes](), list[bytes](), list[str]()
         rejected, skipped = list[int](), list[int]()
-        duplicates, aborted = 0, self._aborted
+        duplicates, aborted, special = 0, self._aborted, self._special
         # One loop with everything in it: a call for each row and rule would cost as much as the rules do.
         for index, (row, key) in enumerate(zip(parsed.rows, keys, strict=True)):
             if aborted and row.aborted:

@@ -44,7 +44,7 @@ def test_a_damaged_image_is_not_used_and_made_again(image: Path, place: int) -> 
     whole = image.read_bytes()
     damaged = bytearray(whole)
     damaged[place] ^= 1
-    if place == 40:  # the rest of the header is not read
+    if place == 40:
         damaged = damaged[:1000]
     image.write_bytes(damaged)
     assert load.load_kernel(build=False) is None
@@ -56,6 +56,22 @@ def test_an_empty_image_is_not_used(image: Path) -> None:
     image.parent.mkdir(parents=True)
     image.touch()
     assert load.load_kernel(build=False) is None
+
+
+def test_a_folder_that_must_not_hold_programs_is_told(
+    image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load.load_kernel(build=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("noexec")
+
+    monkeypatch.setattr(load.mmap, "mmap", refuse)
+    capsys.readouterr()
+    assert load.load_kernel(build=True) is None
+    said = capsys.readouterr().err
+    assert "must not hold programs" in said
+    assert "compiling" not in said
 
 
 def test_the_switch_and_a_failed_build_leave_python(

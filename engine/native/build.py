@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.native import commit, hash128, kernel, lines, memory, phrases, table, text
+from engine.native import commit, hash128, kernel, lines, memory, phrases, table, text, values
 from engine.native.load import pack_image
 
-_MODULES = (text, hash128, phrases, table, lines, commit)
+_MODULES = (text, values, hash128, phrases, table, lines, commit)
 ALLOCATED, WRITABLE = 2, 1
 ABSENT, NOBITS = 0, 8
 RELOCATIONS = 4

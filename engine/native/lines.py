@@ -7,9 +7,10 @@ strings; any other line is UNREAD and left to the JSON decoder, which decides th
 from __future__ import annotations
 
 from engine.native.hash128 import digest
-from engine.native.memory import NEWLINE, QUOTE, WIDE, load8, load32, lowest, newlines, put_word, signed, store8, word
+from engine.native.memory import NEWLINE, QUOTE, WIDE, load8, lowest, newlines, put_word, signed, store8, word
 from engine.native.phrases import ANY_BEYOND, NONE, SUSPECT, cut, first_phrase, folds_to_ascii
 from engine.native.text import BEYOND, ESCAPED, SEPARATOR, append, decode, first_words, string_end, strip
+from engine.native.values import skip, value_end
 
 (
     LINE,
@@ -42,8 +43,6 @@ INSTRUCTION, OUTPUT_FIELD, INPUT, TEMPLATE, FIELD_COUNT = range(5)
 BY_NOTHING, BY_PREFIX, BY_TEMPLATE = range(3)
 PREFIX_WORDS = 4
 MARK_COUNT = 3
-_DEEPEST = 60
-_LONGEST_NUMBER = 18
 
 
 def scan(q: int) -> int:
@@ -77,23 +76,15 @@ def _line_end(place: int) -> int:
         place += WIDE
 
 
-def _skip(place: int) -> int:
-    while True:
-        byte = load8(place)
-        if byte > 32 or byte not in (32, 9, 13):
-            return place
-        place += 1
-
-
 def _line(q: int, place: int, row: int) -> int:
     """Note the fields of a line's object; return where the next line begins, or -1."""
     fields, state = word(q + 8 * FIELDS), READ
     for number in range(FIELD_COUNT):
         _note(fields + 8 * FIELD_WORDS * number, 0, 0, 0, 0)
-    place = _skip(place)
+    place = skip(place)
     if load8(place) != 123:  # {
         return -1
-    place = _skip(place + 1)
+    place = skip(place + 1)
     while True:
         name = place + 1
         if load8(place) != QUOTE:
@@ -102,10 +93,10 @@ def _line(q: int, place: int, row: int) -> int:
         if end < 0 or kinds & ESCAPED:
             return -1
         length = end - name
-        place = _skip(end + 1)
+        place = skip(end + 1)
         if load8(place) != 58:  # :
             return -1
-        place = _skip(place + 1)
+        place = skip(place + 1)
         number = _named(word(q + 8 * NAMES), FIELD_COUNT, name, length)
         if load8(place) == QUOTE:
             start = place + 1
@@ -116,20 +107,20 @@ def _line(q: int, place: int, row: int) -> int:
                 _note(fields + 8 * FIELD_WORDS * number, start, end, extra, kinds)
             place = end + 1
         else:
-            place = -1 if number >= 0 else _value_end(place)
+            place = -1 if number >= 0 else value_end(place)
             if place < 0:
                 return -1
         if _named(word(q + 8 * MARKS), MARK_COUNT, name, length) >= 0:
             state = MARKED
-        place = _skip(place)
+        place = skip(place)
         byte = load8(place)
         if byte == 125:  # }
             break
         if byte != 44:  # ,
             return -1
-        place = _skip(place + 1)
+        place = skip(place + 1)
     put_word(row + 8 * BRACE, place)
-    place = _skip(place + 1)
+    place = skip(place + 1)
     if load8(place) != NEWLINE:
         return -1
     put_word(row + 8 * STATE, state)
@@ -154,96 +145,6 @@ def _named(names: int, count: int, name: int, length: int) -> int:
             if at == length:
                 return number
     return -1
-
-
-def _value_end(place: int) -> int:
-    """Return where a value that is no string of interest ends, or -1."""
-    kinds, depth = 0, 0
-    while True:
-        byte = load8(place)
-        if byte in (123, 91):
-            if depth == _DEEPEST:
-                return -1
-            depth += 1
-            kinds = kinds << 1 | (1 if byte == 123 else 0)
-            place = _skip(place + 1)
-            if load8(place) != byte + 2:  # } and ] are two behind { and [
-                if kinds & 1:
-                    place = _key_end(place)
-                    if place < 0:
-                        return -1
-                continue
-            depth -= 1
-            kinds >>= 1
-            place += 1
-        else:
-            place = _scalar_end(place, byte)
-            if place < 0:
-                return -1
-        more = False
-        while depth and not more:
-            place = _skip(place)
-            byte = load8(place)
-            if byte == 44:
-                place = _skip(place + 1)
-                if kinds & 1:
-                    place = _key_end(place)
-                    if place < 0:
-                        return -1
-                more = True
-            elif byte == (125 if kinds & 1 else 93):
-                depth -= 1
-                kinds >>= 1
-                place += 1
-            else:
-                return -1
-        if not more:
-            return place
-
-
-def _key_end(place: int) -> int:
-    """Return where the value behind a key begins, or -1."""
-    if load8(place) != QUOTE:
-        return -1
-    end, _, _ = string_end(place + 1)
-    if end < 0:
-        return -1
-    place = _skip(end + 1)
-    return _skip(place + 1) if load8(place) == 58 else -1
-
-
-def _scalar_end(place: int, byte: int) -> int:
-    if byte == QUOTE:
-        end, _, _ = string_end(place + 1)
-        return end + 1 if end >= 0 else -1
-    if byte == 116:
-        return place + 4 if load32(place) == 0x65757274 else -1  # true
-    if byte == 110:
-        return place + 4 if load32(place) == 0x6C6C756E else -1  # null
-    if byte == 102:
-        return place + 5 if load32(place + 1) == 0x65736C61 else -1  # false
-    return _number_end(place, byte)
-
-
-def _number_end(place: int, byte: int) -> int:
-    """Return where a number of few digits and no exponent ends, or -1."""
-    start = place
-    if byte == 45:
-        place += 1
-    first = place
-    while 48 <= load8(place) <= 57:
-        place += 1
-    if place == first or (place > first + 1 and load8(first) == 48):
-        return -1
-    if load8(place) == 46:
-        first = place + 1
-        place = first
-        while 48 <= load8(place) <= 57:
-            place += 1
-        if place == first:
-            return -1
-    byte = load8(place) | 0x20
-    return -1 if byte == 101 or place - start > _LONGEST_NUMBER else place
 
 
 def _features(q: int, row: int) -> bool:

@@ -21,6 +21,7 @@ import xxhash
 from engine.models import cache_folder
 from engine.progress import note
 
+CACHE = "POTSTILL_CACHE"
 SWITCH = "POTSTILL_NATIVE"
 """Environment variable: `0` is never to use the kernel."""
 HEADER_BYTES = 64
@@ -36,8 +37,12 @@ def load_kernel(*, build: bool) -> Run | None:
         return None
     path = cache_folder() / "native" / f"{_key()}.image"
     found = _map(path)
-    if found is None and build and _build(path):
+    if found is None and build:
+        if not _is_whole(path) and not _build(path):
+            return None
         found = _map(path)
+        if found is None:
+            note(f"{path.parent} must not hold programs; the filter runs in Python until {CACHE} names another folder")
     return found
 
 
@@ -45,6 +50,16 @@ def pack_image(code: bytes, entry: int) -> bytes:
     """Return an image: what it is, its checksum, where the function begins, the code."""
     digest = xxhash.xxh3_128_digest(entry.to_bytes(8, "little") + code)
     return (_MAGIC + digest + entry.to_bytes(8, "little")).ljust(HEADER_BYTES, b"\0") + code
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether a file is an image as it was written, by this user."""
+    try:
+        data, owner = path.read_bytes(), path.stat().st_uid
+    except OSError:
+        return False
+    code, entry = data[HEADER_BYTES:], int.from_bytes(data[24:32], "little")
+    return owner == os.getuid() and data == pack_image(code, entry)
 
 
 def _key() -> str:
@@ -61,16 +76,14 @@ def _key() -> str:
 
 
 def _map(path: Path) -> Run | None:
+    if not _is_whole(path):
+        return None
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_uid != os.getuid():
-                return None
             image = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC)
     except (OSError, ValueError):
         return None
     entry = int.from_bytes(image[24:32], "little")
-    if image[:32] != pack_image(image[HEADER_BYTES:], entry)[:32]:
-        return None
     address = np.frombuffer(image, np.uint8).ctypes.data + HEADER_BYTES + entry
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     function = kind(address)
