@@ -74,6 +74,15 @@ def test_a_folder_that_must_not_hold_programs_is_told(
     assert "compiling" not in said
 
 
+def test_without_numba_the_extra_is_named(
+    image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    assert load.load_kernel(build=True) is None
+    assert "potstill[fast]" in capsys.readouterr().err
+    assert not image.exists()
+
+
 def test_the_switch_and_a_failed_build_leave_python(
     image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

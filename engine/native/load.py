@@ -8,6 +8,7 @@ kernel, and the filter does the same in Python.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import mmap
 import os
 import platform
@@ -101,6 +102,9 @@ def _build(path: Path) -> bool:
     import subprocess
     import tempfile
 
+    if importlib.util.find_spec("numba") is None:
+        note("pip install 'potstill[fast]' lets the filter run compiled: two to three times as fast, same rows")
+        return False
     note("compiling the filter's inner loop, once on this machine (about ten seconds) ...")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
