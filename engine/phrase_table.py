@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from engine.native.phrases import BUCKET_BITS, ENTRY_WORDS, FACTOR, LOWER, TEXT_WORDS
+from engine.native.phrases import (
+    BUCKET_BITS,
+    ENTRY_WORDS,
+    FACTOR,
+    LOWER,
+    TEXT_WORDS,
+    WIDE_FACTOR,
+    WIDE_LOWER,
+    WIDE_SIZE,
+)
 
 GROUP = 4
 """Bytes of a group, unless a phrase is shorter."""
@@ -24,17 +33,21 @@ class PhraseTable:
         shortest = min(map(len, phrases))
         size = min(GROUP, shortest)
         step = min(STEP, shortest - size + 1)
-        bits = np.zeros(1 << (BUCKET_BITS + 4 - 3), np.uint8)
-        heads = np.zeros(1 << BUCKET_BITS, np.int64)
+        narrow, wide = _Map(), _Map()
         entries: list[int] = []
         for number, phrase in enumerate(phrases):
-            begin = _rarest_window(phrase, size + step - 1)
+            is_long = size == GROUP and len(phrase) >= WIDE_SIZE + step - 1
+            length = WIDE_SIZE if is_long else size
+            begin = _rarest_window(phrase, length + step - 1)
             for place in range(begin, begin + step):
                 slot = _slot(phrase[place : place + size])
-                bits[slot >> 3] |= 1 << (slot & 7)
-                entries += (number, place, int(heads[slot >> 4]))
-                heads[slot >> 4] = len(entries) // ENTRY_WORDS
-        self._kept: list[Any] = [bits, heads, np.array(entries, np.int64)]
+                narrow.mark(slot)
+                where = wide if is_long else narrow
+                if is_long:
+                    slot = _wide_slot(phrase[place : place + WIDE_SIZE])
+                    wide.mark(slot)
+                entries += (number, place, where.push(slot, len(entries) // ENTRY_WORDS + 1))
+        self._kept: list[Any] = [narrow, wide, np.array(entries, np.int64)]
         text = np.frombuffer(b"".join(phrases), np.uint8)
         ends = np.cumsum([len(phrase) for phrase in phrases])
         places = np.zeros((len(phrases), TEXT_WORDS), np.int64)
@@ -42,9 +55,31 @@ class PhraseTable:
         places[:, 0] = text.ctypes.data + ends - places[:, 1]
         self._kept += [text, places]
         beyond = int(any(not phrase.isascii() for phrase in phrases))
-        addresses = [kept.ctypes.data for kept in (bits, heads, self._kept[2], places)]
-        self._header = np.array([size, step, (1 << 8 * size) - 1, *addresses, beyond], np.int64)
+        addresses = [kept.ctypes.data for kept in (narrow.bits, narrow.heads, self._kept[2], places)]
+        wider = [wide.bits.ctypes.data, wide.heads.ctypes.data]
+        self._header = np.array([size, step, (1 << 8 * size) - 1, *addresses, beyond, *wider], np.int64)
         self.address = self._header.ctypes.data
+
+
+class _Map:
+    """Which hashes there are, and the first entry of each bucket of them."""
+
+    def __init__(self) -> None:
+        self.bits = np.zeros(1 << (BUCKET_BITS + 4 - 3), np.uint8)
+        self.heads = np.zeros(1 << BUCKET_BITS, np.int64)
+
+    def mark(self, slot: int) -> None:
+        self.bits[slot >> 3] |= 1 << (slot & 7)
+
+    def push(self, slot: int, entry: int) -> int:
+        """Put an entry before the others of its bucket; return which was the first."""
+        before = int(self.heads[slot >> 4])
+        self.heads[slot >> 4] = entry
+        return before
+
+
+def _wide_slot(group: bytes) -> int:
+    return ((int.from_bytes(group, "little") | WIDE_LOWER) * WIDE_FACTOR & 0xFFFFFFFFFFFFFFFF) >> 47
 
 
 def _slot(group: bytes) -> int:

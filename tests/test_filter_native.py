@@ -160,6 +160,19 @@ def test_a_hundred_thousand_rows() -> None:
     same(b"".join(made), configuration.Filter(), [5000] * 30)
 
 
+@given(
+    words=st.lists(st.text("abcé ", min_size=1, max_size=14), min_size=1, max_size=40, unique=True),
+    texts=st.lists(st.lists(st.text("abcABCéÉ ", max_size=16), max_size=8), max_size=8),
+    picks=st.lists(st.integers(0, 39), max_size=8),
+)
+@settings(max_examples=400, deadline=None)
+def test_long_lists_of_phrases(words: list[str], texts: list[list[str]], picks: list[int]) -> None:
+    outputs = ["x".join(text) for text in texts]
+    outputs += [f"{'ab' * (pick % 5)}{words[pick % len(words)].upper()}{'c' * (pick % 3)}" for pick in picks]
+    lines = [json.dumps({"instruction": str(n), "output": text}).encode() for n, text in enumerate(outputs)]
+    same(b"\n".join(lines), configuration.Filter(phrases=tuple(words), min_chars=0), [])
+
+
 def test_other_columns() -> None:
     line = b'{"question":"a b","answer":"fine answer","input":"x","instruction":5}\n'
     same(line + line, configuration.Filter(), [1], Columns(instruction="question", output="answer"))

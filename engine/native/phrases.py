@@ -1,19 +1,25 @@
 """Which of many phrases a text holds, ASCII case aside: the first in list order.
 
 Every phrase has a window in which, wherever the phrase stands, one group of `size` bytes lies at a multiple of `step`
-from the text's begin. So only those groups of a text are looked up, in a bit map that few pass; what passes is compared
-byte by byte. `engine/filter_native.py` lays the tables out.
+from the text's begin. So only those groups of a text are looked up, in a bit map that few pass; of a phrase that is
+long enough, twice as many bytes are looked up then. What passes both is compared byte by byte.
+`engine/phrase_table.py` lays the tables out.
 """
 
 from __future__ import annotations
 
-from engine.native.memory import load8, load32, word
+from typing import Any
+
+from engine.native.memory import load8, load32, load64, u64, word
 
 LOWER = 0x20202020
 """Folds the case of four ASCII letters at once (and some other bytes, which the comparison tells apart)."""
+WIDE_LOWER = 0x2020202020202020
 FACTOR = 0x9E3779B1
-SIZE, STEP, MASK, BITS, HEADS, ENTRIES, TEXTS, ANY_BEYOND = range(8)
-"""Words of the table's header; the last says that some phrase has letters beyond ASCII, whose case is not folded."""
+WIDE_FACTOR = 0x9E3779B185EBCA87
+WIDE_SIZE = 8
+SIZE, STEP, MASK, BITS, HEADS, ENTRIES, TEXTS, ANY_BEYOND, WIDE_BITS, WIDE_HEADS = range(10)
+"""Words of the table's header; ANY_BEYOND: some phrase has letters beyond ASCII, whose case is not folded."""
 BUCKET_BITS = 13
 ENTRY_WORDS = 3
 """Of one entry: the phrase's number, how far into it the group begins, and the bucket's next entry (from 1)."""
@@ -27,6 +33,11 @@ def group_hash(group: int) -> int:
     return ((group & 0xFFFFFFFF) * FACTOR & 0xFFFFFFFF) >> 15
 
 
+def wide_hash(group: Any) -> int:
+    """Return the same of a group of eight bytes."""
+    return int((group | u64(WIDE_LOWER)) * u64(WIDE_FACTOR) >> u64(47))
+
+
 def first_phrase(table: int, start: int, end: int) -> int:
     """Return the number of the first phrase that a text holds, or NONE."""
     step, mask = word(table + 8 * STEP), word(table + 8 * MASK)
@@ -35,14 +46,16 @@ def first_phrase(table: int, start: int, end: int) -> int:
     while place <= last:
         slot = group_hash((load32(place) | LOWER) & mask)
         if load8(bits + (slot >> 3)) >> (slot & 7) & 1:
-            best = _confirm(table, slot >> 4, place, start, end, best)
+            best = _confirm(table, word(word(table + 8 * HEADS) + 8 * (slot >> 4)), place, start, end, best)
+            slot = wide_hash(load64(place))
+            if load8(word(table + 8 * WIDE_BITS) + (slot >> 3)) >> (slot & 7) & 1:
+                best = _confirm(table, word(word(table + 8 * WIDE_HEADS) + 8 * (slot >> 4)), place, start, end, best)
         place += step
     return best
 
 
-def _confirm(table: int, bucket: int, place: int, start: int, end: int, best: int) -> int:
+def _confirm(table: int, entry: int, place: int, start: int, end: int, best: int) -> int:
     entries, texts = word(table + 8 * ENTRIES), word(table + 8 * TEXTS)
-    entry = word(word(table + 8 * HEADS) + 8 * bucket)
     while entry:
         at = entries + 8 * ENTRY_WORDS * (entry - 1)
         number, begin = word(at), place - word(at + 8)
