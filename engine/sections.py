@@ -203,11 +203,29 @@ class Student(Section, frozen=True):
     """Which layers `prune` keeps: evenly spaced ones, or those that change the run's own rows most."""
 
 
+class OnPolicy(Section, frozen=True):
+    """Distillation on the student's own answers, after `sft`."""
+
+    steps: Positive = 100
+    """Optimiser steps."""
+    learning_rate: Rate = 1e-5
+    beta: Share = 1.0
+    """Which divergence from the teacher: 0 is forward KL, 1 reverse KL, between them Jensen-Shannon."""
+    temperature: Rate = 1.0
+    """Of the student's answers, and of both sides in the loss."""
+
+
 class Train(Section, frozen=True):
     """How it learns; the defaults are the original recipe's."""
 
     preset: str = ""
     """Defaults for a kind of card, `t4`, `24gb` or `h100` (engine/presets.py); what is written here wins over them."""
+    method: Literal["sft", "topk_kd", "on_policy"] = "sft"
+    """`sft` learns the rows; `topk_kd` also the teacher's probabilities that generation captured (`sampling.logprobs`);
+    `on_policy` goes on after `sft`, on the student's own answers, with the teacher beside it."""
+    kd_weight: Share = 0.5
+    """Of `topk_kd`'s loss, the teacher's probabilities' share; the rest is the row's own tokens'."""
+    on_policy: OnPolicy = OnPolicy()
     backend: Literal["auto", "unsloth", "trl"] = "auto"
     """`auto` takes Unsloth where a GPU and Unsloth are there, else TRL and PEFT."""
     tuning: Literal["qlora", "lora", "full"] = "qlora"
@@ -224,8 +242,11 @@ class Train(Section, frozen=True):
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup_steps: Count = 20
     batch_size: Positive = 2
-    """Rows a step on one device."""
+    """Rows at once on one GPU."""
     gradient_accumulation: Positive = 4
+    """Batches a step. Several GPUs share them, so a step has batch_size x gradient_accumulation rows on any number."""
+    processes: Positive = 1
+    """GPUs of this machine to train on, with one process each."""
     max_length: Positive = 2048
     """Longest training row, in tokens; longer rows are dropped and counted."""
     packing: bool = False

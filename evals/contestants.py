@@ -20,7 +20,7 @@ from engine.rows import hash_id
 
 DONE = "train/done.json"
 NAMES = ("teacher", "student", "untrained")
-MADE = ("student", "untrained")
+MADE = ("student", "untrained", "sft/untrained")
 """Folders that training may make in a run; any other name that is no path is a hub id."""
 
 

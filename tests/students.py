@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from engine.config import Config, from_mapping
+from engine.logprobs import pack, record
 from engine.models import resolve_model
 from engine.rows import Row
 from engine.shards import Manifest, ShardWriter
+from trainer.render import Rendered
 
 
 def smollm2() -> str:
@@ -43,6 +45,45 @@ def tiny_student(folder: Path, *, kind: str = "Llama", layers: int = 2, **settin
     return folder
 
 
+def tiny_teacher(folder: Path, **settings: Any) -> Path:
+    """Write a decoder that is sure of something: its logits are spread as a trained model's, if at random."""
+    from transformers import AutoModelForCausalLM
+
+    tiny_student(folder, hidden_size=48, head_dim=24, **settings)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.get_input_embeddings().weight.data.mul_(14)
+    model.save_pretrained(folder)
+    return folder
+
+
+def answer_logits(model: Any, row: Rendered) -> Any:
+    """Return a model's logits at the places that predict a row's answer: (tokens, vocabulary)."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([list(row.input_ids)])).logits[0]
+    return logits[row.prompt_tokens - 1 : -1]
+
+
+def captured_from(teacher: Path, rows: Sequence[Row], *, width: int) -> dict[str, bytes]:
+    """Return what generation would have captured, had the teacher sampled just these rows; packed, by id."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trainer.examples import example_of
+    from trainer.render import load_chat, render
+
+    model = AutoModelForCausalLM.from_pretrained(teacher).eval()
+    packed = {}
+    for row in render(load_chat(str(teacher), {}), [example_of(row) for row in rows]):
+        answer = list(row.input_ids[row.prompt_tokens :])
+        logprobs = torch.log_softmax(answer_logits(model, row), dim=-1)
+        top = logprobs.topk(width)
+        sampled = logprobs.gather(-1, torch.tensor(answer).unsqueeze(-1)).squeeze(-1)
+        packed[row.example.id] = pack(answer, top.indices.numpy(), top.values.numpy(), sampled.numpy())
+    return packed
+
+
 def make_rows(count: int, **changes: Any) -> list[Row]:
     """Return rows that ask different things, of two templates and of different lengths."""
     rows = []
@@ -61,18 +102,26 @@ def make_rows(count: int, **changes: Any) -> list[Row]:
     return rows
 
 
-def write_run(folder: Path, rows: Sequence[Row], *, shard_rows: int = 16) -> Path:
-    """Write kept rows as generate does, in several shards."""
+def write_run(
+    folder: Path, rows: Sequence[Row], *, shard_rows: int = 16, logprobs: dict[str, bytes] | None = None
+) -> Path:
+    """Write kept rows as generate does, in several shards, with what was captured of each."""
     writer = ShardWriter(folder, Manifest(), shard_bytes=1024)
     for start in range(0, len(rows), shard_rows):
-        writer.append("kept", [msgspec.json.encode(row) + b"\n" for row in rows[start : start + shard_rows]])
+        shard = rows[start : start + shard_rows]
+        writer.append("kept", [msgspec.json.encode(row) + b"\n" for row in shard])
+        if logprobs is not None:
+            writer.append_logprobs([record(row.id, logprobs[row.id]) for row in shard])
         writer.publish()
     writer.publish()
     writer.close()
     return folder
 
 
-def make_config(student: Path | str, *, student_keys: dict[str, Any] | None = None, **train: Any) -> Config:
+def make_config(
+    student: Path | str, *, student_keys: dict[str, Any] | None = None, teacher: Path | str = "", **train: Any
+) -> Config:
     """Return a configuration that trains a student on a CPU, in float32 for exactness."""
     keys = {"tuning": "full", "dtype": "float32", "warmup_steps": 0, "learning_rate": 1e-3, **train}
-    return from_mapping({"student": {"model": str(student), **(student_keys or {})}, "train": keys}, where="test")
+    sections = {"student": {"model": str(student), **(student_keys or {})}, "train": keys}
+    return from_mapping({**sections, "teacher": {"model": str(teacher)}}, where="test")

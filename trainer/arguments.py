@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Train
+from engine.errors import ConfigError
 from trainer.plan import Plan
 
 LOG_POINTS = 100
@@ -47,8 +48,24 @@ class Steps(msgspec.Struct, frozen=True):
     checkpoint: int
 
 
-def plan_steps(train: Train, load: Load) -> Steps:
-    """Settle length, batch and intervals.
+def share(train: Train, processes: int) -> Train:
+    """Return the part of each step that one of so many processes takes: together they train the batch of the settings.
+
+    Raises: ConfigError where the rows of a step cannot be shared evenly.
+    """
+    rows = train.batch_size * train.gradient_accumulation
+    if rows % processes:
+        raise ConfigError(
+            f"train.batch_size x train.gradient_accumulation = {rows} rows a step, over all processes: they cannot be "
+            f"shared by {processes}; make it a multiple of {processes}"
+        )
+    own = rows // processes
+    batch = max(size for size in range(1, min(own, train.batch_size) + 1) if own % size == 0)
+    return msgspec.structs.replace(train, batch_size=batch, gradient_accumulation=own // batch)
+
+
+def plan_steps(train: Train, load: Load, processes: int = 1) -> Steps:
+    """Settle length, batch and intervals, for one of several processes.
 
     A packed row is as long as a whole unpacked batch, where max_length allows: tokens a step stay what they were.
     """
@@ -57,7 +74,7 @@ def plan_steps(train: Train, load: Load) -> Steps:
         batch_tokens = train.batch_size * load.mean
         max_length = min(train.max_length, max(load.longest, math.ceil(batch_tokens)))
         batch_size = max(1, round(batch_tokens / max_length))
-    batches = math.ceil(load.rows / train.batch_size)
+    batches = math.ceil(load.rows / (train.batch_size * processes))
     total = train.max_steps or math.ceil(math.ceil(batches / train.gradient_accumulation) * train.epochs)
     log = min(LOG_STEPS, max(1, total // LOG_POINTS))
     # A checkpoint between two points of the loss curve would shift every later point of a resumed run.
@@ -68,7 +85,7 @@ def training_arguments(
     train: Train, plan: Plan, load: Load, *, folder: Path, gradient_checkpointing: bool
 ) -> dict[str, Any]:
     """Return the keyword arguments of SFTConfig, the same for both backends; checkpoints go to `folder`."""
-    steps = plan_steps(train, load)
+    steps = plan_steps(train, load, plan.processes)
     return {
         "output_dir": str(folder),
         **_data(train, steps),
@@ -111,6 +128,8 @@ def _optimisation(train: Train, steps: Steps) -> dict[str, Any]:
         "warmup_steps": train.warmup_steps,
         "gradient_accumulation_steps": train.gradient_accumulation,
         "average_tokens_across_devices": True,
+        # Looking for weights without a gradient costs time, and reentrant checkpointing cannot have it.
+        "ddp_find_unused_parameters": False,
         "weight_decay": train.weight_decay,
         "max_grad_norm": 1.0,
         # 8-bit Adam saves nothing worth having on an adapter, and has no CPU version.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,44 @@ import msgspec
 
 from engine.command import Command, config_arguments, set_argument
 from engine.config import load
-from engine.errors import TrainError
+from engine.errors import MissingError, TrainError
+from trainer import ranks
+from trainer.launch import launch
+from trainer.roles import ROLES
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="RUN", help="run whose kept rows are learnt from")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: RUN)")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="RUN", help="run whose kept rows are learnt from, or a JSONL file"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: RUN, if it is a run)")
+    parser.add_argument(
+        "--role", choices=list(ROLES), default="student", help="teacher: train teacher.model, on gold rows"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="train on N GPUs of this machine (train.processes)")
     parser.add_argument("--check", action="store_true", help="only check rows, template and tokens; needs no GPU")
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.processes is not None:
+        args.overrides = [*args.overrides, f"train.processes={args.processes}"]
     # Here, so that asking for help loads no more than the flags above.
     from trainer.train import check, train
 
     config = load(Path(args.config), args.overrides)
+    role = ROLES[args.role]
     if args.check:
-        return check(config, args.data)
-    result: dict[str, Any] = msgspec.to_builtins(train(config, args.data, args.out or args.data))
-    return result
+        return check(config, args.data, role)
+    if args.out is None and args.data.is_file():
+        raise MissingError(f"--data {args.data} is a file; say with --out which folder the results go to")
+    out = args.out or args.data
+    if config.train.processes > 1 and "WORLD_SIZE" not in os.environ:
+        changes = [argument for override in args.overrides for argument in ("--set", override)]
+        command = ["train", args.config, "--data", str(args.data), "--out", str(out), "--role", args.role, *changes]
+        return launch(command, config.train.processes)
+    result: dict[str, Any] = msgspec.to_builtins(train(config, args.data, out, role))
+    return result if ranks.is_main() else {}
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:

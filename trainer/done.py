@@ -7,6 +7,7 @@ settings and the rows that decide the student; the same fingerprint again is not
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,10 +17,21 @@ from engine.rows import hash_id
 from engine.shards import Manifest, disk, replace_file
 from trainer.folders import remove_folder
 from trainer.journal import STATE, step_of
+from trainer.roles import ROLES, STUDENT, Role
 
-FOLDER = "train"
 DONE = "done.json"
 CHECKPOINTS = "checkpoints"
+SPEED_KEYS = ("report_to", "processes", "preset")
+"""Settings of training that decide nothing about the student; what a preset decides, the other keys say."""
+METHOD_KEYS = (("topk_kd", "kd_weight"), ("on_policy", "on_policy"))
+"""Settings that only one method looks at."""
+SFT = "sft"
+"""Folder, in that of an on_policy training, of the training before it."""
+FOLDER = STUDENT.records
+UNTRAINED = "untrained"
+"""Folder of a start model that was cut first."""
+MADE = frozenset({*ROLES, UNTRAINED, f"{SFT}/{UNTRAINED}"})
+"""Folders of weights that training makes in a result folder; what done.json names else is a path or a hub id."""
 FINGERPRINT = "fingerprint"
 """File beside the checkpoints: what they belong to."""
 
@@ -41,6 +53,9 @@ class Done(msgspec.Struct, kw_only=True):
     rows: int
     validation_rows: int
     dropped: dict[str, int]
+    method: str = "sft"
+    unmatched: int = 0
+    """Rows that topk_kd learnt from their text alone, since the teacher's tokens were others."""
     steps: int
     trained_tokens: int
     real_tokens: int
@@ -59,24 +74,29 @@ class Done(msgspec.Struct, kw_only=True):
 def fingerprint(config: Config, manifest: Manifest) -> str:
     """Return a hash of all that decides the student: settings, template, and the checksums of the kept rows."""
     train = msgspec.to_builtins(config.train)
-    del train["report_to"], train["preset"]  # What a preset decides, the other keys say.
+    for key in (*SPEED_KEYS, *(key for method, key in METHOD_KEYS if method != config.train.method)):
+        del train[key]
     if not config.train.patience:
         del train["checkpoint_steps"]
-    settings = {
+    settings: dict[str, Any] = {
         "student": msgspec.to_builtins(config.student),
         "train": train,
         "chat_template_kwargs": config.teacher.chat_template_kwargs,
     }
+    if config.train.method == "on_policy":
+        settings["teacher"] = [config.teacher.model, config.teacher.adapter, config.sampling.max_tokens]
     rows = [shard.xxh3 for shard in manifest.of("kept")]
+    if config.train.method == "topk_kd":
+        rows += [shard.logprobs.xxh3 for shard in manifest.of("kept") if shard.logprobs]
     return hash_id(msgspec.json.encode(settings, order="sorted").decode(), *rows)
 
 
-def read_done(out: Path) -> Done | None:
+def read_done(out: Path, role: Role = STUDENT) -> Done | None:
     """Return what the last training of a result folder says, or None where none is finished.
 
     Raises: DataError where its file cannot be read.
     """
-    path = out / FOLDER / DONE
+    path = out / role.records / DONE
     if not path.exists():
         return None
     try:
@@ -89,34 +109,34 @@ def is_done(out: Path, done: Done | None, wanted: str) -> bool:
     """Say whether the wanted training is finished and what it made is still there."""
     if done is None or done.fingerprint != wanted:
         return False
-    made = [name for name in (done.adapter or done.student, done.untrained) if name in ("student", "untrained")]
+    made = [name for name in (done.adapter or done.student, done.untrained) if name in MADE]
     return all((out / name).is_dir() for name in made)
 
 
-def write_done(out: Path, done: Done) -> None:
+def write_done(out: Path, done: Done, role: Role = STUDENT) -> None:
     """Write the last file of a training, and delete the checkpoints: nothing is left to resume."""
-    replace_file(out / FOLDER / DONE, msgspec.json.format(msgspec.json.encode(done), indent=2) + b"\n")
-    remove_folder(out / FOLDER / CHECKPOINTS)
+    records = out / role.records
+    replace_file(records / DONE, msgspec.json.format(msgspec.json.encode(done), indent=2) + b"\n")
+    remove_folder(records / CHECKPOINTS)
 
 
-def begin(out: Path, wanted: str, config: Config) -> Path | None:
-    """Make the result folder ready for a training, and keep its settings there.
+def begin(records: Path, wanted: str, config: Config) -> None:
+    """Make the folder of records ready for a training, and keep its settings there.
 
-    Returns the checkpoint to go on from, if a killed training of the same fingerprint left any.
+    Checkpoints of another fingerprint are deleted.
     """
-    checkpoints = out / FOLDER / CHECKPOINTS
+    checkpoints = records / CHECKPOINTS
     mark = checkpoints / FINGERPRINT
-    with disk(out / FOLDER):
+    with disk(records):
         if not mark.exists() or mark.read_text() != wanted:
             remove_folder(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
-        (out / FOLDER / DONE).unlink(missing_ok=True)
+        (records / DONE).unlink(missing_ok=True)
     replace_file(mark, wanted.encode())
-    replace_file(out / FOLDER / "config.toml", dump(config))
-    return _last_checkpoint(checkpoints)
+    replace_file(records / "config.toml", dump(config))
 
 
-def _last_checkpoint(checkpoints: Path) -> Path | None:
+def last_checkpoint(records: Path) -> Path | None:
     """Return the last whole checkpoint: one that was killed half-written lacks the journal's part."""
-    whole = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / STATE).is_file()]
+    whole = [folder for folder in (records / CHECKPOINTS).glob("checkpoint-*") if (folder / STATE).is_file()]
     return max(whole, key=step_of, default=None)

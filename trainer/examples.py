@@ -47,6 +47,17 @@ class Grouped(Protocol):
 G = TypeVar("G", bound=Grouped)
 
 
+class Lesson(msgspec.Struct):
+    """What is read of a row: of a run's, or of a gold file's, which has no more than question and answer."""
+
+    instruction: str
+    output: str
+    input: str = ""
+    template: str = ""
+    id: str = ""
+    finish_reason: str = "stop"
+
+
 def read_examples(run: Path, manifest: Manifest) -> tuple[list[Example], dict[str, int]]:
     """Read the kept rows of a run; return the examples and how many rows were dropped, by reason.
 
@@ -62,7 +73,7 @@ def read_examples(run: Path, manifest: Manifest) -> tuple[list[Example], dict[st
     return examples, {"unfinished": unfinished}
 
 
-def example_of(row: Row) -> Example:
+def example_of(row: Row | Lesson) -> Example:
     """Turn a row into an example."""
     question = user_turn(row.instruction, row.input)
     return Example(row.id, row.template, group_of(question), question, row.output)
@@ -78,11 +89,15 @@ def split(examples: Sequence[G], *, val_fraction: float, seed: int) -> tuple[lis
     return train, validation
 
 
-def _rows(run: Path, manifest: Manifest) -> Iterator[Row]:
-    decoder = msgspec.json.Decoder(Row)
+def _rows(run: Path, manifest: Manifest) -> Iterator[Lesson]:
+    decoder = msgspec.json.Decoder(Lesson)
     for shard in manifest.of("kept"):
         for number, line in enumerate(read_lines(run, shard), start=1):
             try:
-                yield decoder.decode(line)
+                row = decoder.decode(line)
             except msgspec.DecodeError as error:
-                raise DataError(f"{run / shard.file}:{number}: not a row ({error}); generate or filter again") from None
+                raise DataError(
+                    f"{run / shard.file}:{number}: not a row ({error}); it needs instruction and output"
+                ) from None
+            row.id = row.id or f"{shard.file}:{number}"
+            yield row

@@ -53,10 +53,14 @@ class Line(msgspec.Struct, omit_defaults=True):
 
 
 class Journal:
-    """Keeps `path`. `parts` names the validation parts that are measured each time, and their rows."""
+    """Keeps `path`. `parts` names the validation parts that are measured each time, and their rows.
 
-    def __init__(self, path: Path, *, parts: dict[str, int]) -> None:
+    Of several processes that train together each has one, and only one writes and shows it.
+    """
+
+    def __init__(self, path: Path, *, parts: dict[str, int], writes: bool = True) -> None:
         self.path = path
+        self._writes = writes
         self.counts = Counts()
         self.loss: float | None = None
         self.eval_loss: float | None = None
@@ -76,7 +80,8 @@ class Journal:
             self.counts = msgspec.json.decode((checkpoint / STATE).read_bytes(), type=Counts)
             lines = [line for line in read_lines(self.path) if line.step <= step_of(checkpoint)]
             self._recall(lines)
-        replace_file(self.path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        if self._writes:
+            replace_file(self.path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
         self._before = msgspec.structs.replace(self.counts)
         self._started_s = time.monotonic() - self.counts.seconds
 
@@ -104,12 +109,13 @@ class Journal:
     def keep(self, checkpoint: Path) -> None:
         """Add the journal's part to a checkpoint that has just been written."""
         self.counts.seconds = time.monotonic() - self._started_s
-        replace_file(checkpoint / STATE, msgspec.json.encode(self.counts))
+        if self._writes:
+            replace_file(checkpoint / STATE, msgspec.json.encode(self.counts))
 
     def close(self) -> None:
         """End the progress line."""
         self.counts.seconds = time.monotonic() - self._started_s
-        if sys.stderr.isatty():
+        if self._writes and sys.stderr.isatty():
             print(file=sys.stderr)
 
     def _log_loss(self, step: int, epoch: float, values: dict[str, Any]) -> None:
@@ -143,6 +149,8 @@ class Journal:
         return loss
 
     def _write(self, line: Line) -> None:
+        if not self._writes:
+            return
         counts = self.counts
         line.epoch = round(line.epoch, 4)
         line.trained_tokens, line.real_tokens = counts.trained_tokens, counts.real_tokens
@@ -158,6 +166,8 @@ class Journal:
 
     def _show(self, step: int, steps: int) -> None:
         live = sys.stderr.isatty()
+        if not self._writes:
+            return
         if not live and step < steps and self.counts.seconds - self._printed_s < PLAIN_S:
             return
         self._printed_s = self.counts.seconds

@@ -1,7 +1,8 @@
 """Loop: TRL's SFTTrainer, plain or patched by Unsloth, on rows that are rendered already.
 
 Adds what both backends lack: an order that survives a resume, a count of trained tokens, and a check that what the
-library made of the rows is what was handed to it. On a CPU the loss looks at answer positions only.
+library made of the rows is what was handed to it. On a CPU the loss looks at answer positions only; with the teacher's
+probabilities at hand it is that of top-k distillation.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.config import Train
 from engine.errors import TrainError
+from trainer.captured import NUMBER, TOPK_IDS, TOPK_LOGPROBS, Captured, WithTeacher
 from trainer.journal import Journal
+from trainer.kd_loss import distillation_loss
 from trainer.order import LengthOrder
 from trainer.render import Rendered
 
@@ -23,14 +27,12 @@ def build(
     train: Sequence[Rendered],
     validation: dict[str, list[Rendered]],
     journal: Journal,
-    *,
-    patience: int = 0,
-    order_rows: int = 1,
+    settings: Train,
+    captured: Captured | None = None,
 ) -> Any:
-    """Return a trainer; `validation` maps the journal's parts to their rows.
+    """Return a trainer; `validation` maps the journal's parts to their rows, `captured` the rows to the teacher's view.
 
-    With patience, it stops after so many evaluations without a better loss. `order_rows` rows of about one length
-    stand together in the order, whatever a batch holds.
+    With train.patience, it stops after so many evaluations without a better loss.
 
     Raises: TrainError where the library dropped, cut or masked rows.
     """
@@ -39,29 +41,35 @@ def build(
     trainer = _trainer_class()(
         model=model,
         args=SFTConfig(**arguments),
-        train_dataset=_dataset(train),
+        train_dataset=_dataset(train, numbered=captured is not None),
         # Sorted by length, so that little of a validation batch is padding.
         eval_dataset={name: _dataset(sorted(rows, key=lambda row: row.tokens)) for name, rows in validation.items()}
         or None,
         processing_class=tokenizer,
-        callbacks=[_callback(journal, patience if validation else 0)],
+        callbacks=[callback(journal, settings.patience if validation else 0)],
     )
     trainer.journal = journal
-    trainer.order_rows = order_rows
+    trainer.settings = settings
+    if captured is not None:
+        trainer.data_collator = WithTeacher(trainer.data_collator, captured)
     trainer.lengths = None if arguments["packing"] else [row.tokens for row in train]
-    _drop_printer(trainer)
+    drop_printer(trainer)
     _check_rows(trainer.train_dataset, train)
     return trainer
 
 
-def _dataset(rows: Sequence[Rendered]) -> Any:
-    """Return the columns that TRL and Unsloth both take for rows that are tokenised: ids, and which of them count."""
+def _dataset(rows: Sequence[Rendered], *, numbered: bool = False) -> Any:
+    """Return the columns that TRL and Unsloth both take for rows that are tokenised: ids, and which of them count.
+
+    Numbered, each row also says which one it is.
+    """
     import numpy as np
     from datasets import Dataset
 
     ids = [np.frombuffer(row.input_ids, dtype=np.int32) for row in rows]
     masks = [(np.arange(row.tokens) >= row.prompt_tokens).astype(np.int8) for row in rows]
-    return Dataset.from_dict({"input_ids": ids, "completion_mask": masks})
+    columns: dict[str, Any] = {"input_ids": ids, "completion_mask": masks}
+    return Dataset.from_dict({**columns, NUMBER: range(len(rows))} if numbered else columns)
 
 
 def _check_rows(dataset: Any, rows: Sequence[Rendered]) -> None:
@@ -87,21 +95,28 @@ def _trainer_class() -> type[Any]:
         """SFTTrainer with our order of rows, our count of tokens and, on a CPU, our loss."""
 
         journal: Journal
+        settings: Train
         lengths: list[int] | None
-        order_rows: int
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return LengthOrder(
                 self.lengths or [1] * len(self.train_dataset),
-                batch_size=self.order_rows,
+                # Not this process's share of it: with any number of processes, a step has the same rows.
+                batch_size=self.settings.batch_size,
                 seed=self.args.seed,
                 epoch=lambda: int(self.state.epoch or 0),
             )
 
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()
+            if NUMBER not in self._signature_columns:
+                self._signature_columns.append(NUMBER)
+
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
             batches, items = super().get_batch_samples(*args, **kwargs)
-            for batch in batches:
-                _count(batch, self.journal)
+            if batches:
+                tokens = [sum(kind) for kind in zip(*map(_count, batches), strict=True)]
+                add(tokens, self.journal, self.accelerator)
             return batches, items
 
         def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -114,9 +129,15 @@ def _trainer_class() -> type[Any]:
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            if self.args.use_cpu and not return_outputs:
-                return answer_loss(model, inputs, num_items_in_batch)
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            from_teacher = TOPK_IDS in inputs
+            if return_outputs or not (from_teacher or self.args.use_cpu):
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if from_teacher:
+                loss = teacher_loss(model, inputs, num_items_in_batch, weight=self.settings.kd_weight)
+            else:
+                loss = answer_loss(model, inputs, num_items_in_batch)
+            # The items are those of all processes, whose gradients are averaged, not added.
+            return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
     return StudentTrainer
 
@@ -129,22 +150,48 @@ def answer_loss(model: Any, inputs: dict[str, Any], items: Any) -> Any:
     """
     from torch.nn.functional import cross_entropy
 
-    targets = inputs["labels"][:, 1:]
-    places = (targets != -100).any(dim=0).nonzero().squeeze(1)
-    rest = {key: value for key, value in inputs.items() if key != "labels"}
-    logits = model(**rest, logits_to_keep=places, use_cache=False).logits
-    targets = targets[:, places]
+    logits, targets, _ = _answer_logits(model, inputs)
     loss = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     return loss / ((targets != -100).sum() if items is None else items)
 
 
-def _count(batch: Any, journal: Journal) -> None:
+def teacher_loss(model: Any, inputs: dict[str, Any], items: Any, *, weight: float) -> Any:
+    """Return the mean loss of top-k distillation over answer tokens, with items as `answer_loss` has them."""
+    logits, targets, places = _answer_logits(model, inputs)
+    answer = targets != -100
+    ids, logprobs = (inputs[key][:, places][answer] for key in (TOPK_IDS, TOPK_LOGPROBS))
+    loss = distillation_loss(logits[answer], targets[answer], ids, logprobs, weight=weight)
+    return loss / (answer.sum() if items is None else items)
+
+
+def _answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return logits and targets at the places where any row of the batch has an answer, and these places."""
+    targets = inputs["labels"][:, 1:]
+    places = (targets != -100).any(dim=0).nonzero().squeeze(1)
+    rest = {key: value for key, value in inputs.items() if key not in ("labels", TOPK_IDS, TOPK_LOGPROBS)}
+    logits = model(**rest, logits_to_keep=places, use_cache=False).logits
+    return logits, targets[:, places], places
+
+
+def _count(batch: Any) -> tuple[int, int, int]:
+    """Return trained, real and padded tokens of a batch."""
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     trained = int((batch["labels"][:, 1:] != -100).sum())
-    journal.count(trained=trained, real=ids.numel() if mask is None else int(mask.sum()), padded=ids.numel())
+    return trained, ids.numel() if mask is None else int(mask.sum()), ids.numel()
 
 
-def _callback(journal: Journal, patience: int) -> Any:
+def add(tokens: Sequence[int], journal: Journal, accelerator: Any) -> None:
+    """Add the trained, real and padded tokens of a step, those of all processes, to the journal."""
+    import torch
+
+    if accelerator.num_processes > 1:
+        sums = torch.tensor(tokens, dtype=torch.int64, device=accelerator.device)
+        tokens = accelerator.reduce(sums, reduction="sum").tolist()
+    trained, real, padded = tokens
+    journal.count(trained=trained, real=real, padded=padded)
+
+
+def callback(journal: Journal, patience: int) -> Any:
     from transformers import TrainerCallback
 
     class JournalCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -167,7 +214,7 @@ def _callback(journal: Journal, patience: int) -> Any:
     return JournalCallback()
 
 
-def _drop_printer(trainer: Any) -> None:
+def drop_printer(trainer: Any) -> None:
     """Remove the callback that prints every log on stdout."""
     from transformers import PrinterCallback
 

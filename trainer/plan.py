@@ -14,7 +14,8 @@ import msgspec
 
 from engine.config import Train
 from engine.errors import ConfigError, MissingError
-from engine.progress import note
+from trainer import ranks
+from trainer.ranks import note
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -29,6 +30,8 @@ class Machine(msgspec.Struct, frozen=True):
     bitsandbytes: bool = False
     memory_bytes: int = 0
     """Of one card; 0 on a CPU."""
+    processes: int = 1
+    """That train together, one a card."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -39,10 +42,14 @@ class Plan(msgspec.Struct, frozen=True):
     tuning: Literal["qlora", "lora", "full"]
     dtype: Dtype
     memory_bytes: int = 0
+    processes: int = 1
 
 
 def look() -> Machine:
-    """Look at the machine, at one card of it: more take one process each, which `accelerate launch` starts."""
+    """Look at the machine, at one card of it: more take one process each.
+
+    Raises: ConfigError where there are more processes than cards.
+    """
     if "WORLD_SIZE" not in os.environ:
         # With several cards in sight of one process, the trainer would spread every batch over them and TRL refuses.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
@@ -50,10 +57,15 @@ def look() -> Machine:
 
     unsloth, bitsandbytes = (importlib.util.find_spec(name) is not None for name in ("unsloth", "bitsandbytes"))
     if not torch.cuda.is_available():
-        return Machine("cpu", _cpu_bfloat16(), unsloth, bitsandbytes)
-    memory_bytes = torch.cuda.get_device_properties(0).total_memory
+        return Machine("cpu", _cpu_bfloat16(), unsloth, bitsandbytes, processes=ranks.processes())
+    if ranks.local() >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{ranks.processes()} processes, and {torch.cuda.device_count()} GPUs are in sight; start one process a GPU"
+        )
+    torch.cuda.set_device(ranks.local())
+    memory_bytes = torch.cuda.get_device_properties(ranks.local()).total_memory
     bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return Machine("cuda", bfloat16, unsloth, bitsandbytes, memory_bytes)
+    return Machine("cuda", bfloat16, unsloth, bitsandbytes, memory_bytes, ranks.processes())
 
 
 def make_plan(train: Train, machine: Machine) -> Plan:
@@ -66,22 +78,39 @@ def make_plan(train: Train, machine: Machine) -> Plan:
             raise MissingError(f"train.report_to: {name} is not installed; pip install {name}, or take it out")
     if train.patience and not train.checkpoint_steps:
         raise ConfigError("train.patience keeps the best checkpoint; set train.checkpoint_steps above 0")
+    if train.method == "topk_kd" and train.packing:
+        raise ConfigError("train.method = topk_kd keeps rows apart; set train.packing = false")
     tuning = train.tuning
     if tuning == "qlora" and (machine.device == "cpu" or not machine.bitsandbytes):
         missing = "no GPU" if machine.device == "cpu" else "no bitsandbytes"
         note(f"train  tuning = qlora needs a GPU and bitsandbytes; {missing} here, so it is lora")
         tuning = "lora"
-    return Plan(machine.device, _backend(train, machine), tuning, _dtype(train, machine), machine.memory_bytes)
+    dtype = _dtype(train, machine)
+    return Plan(machine.device, _backend(train, machine), tuning, dtype, machine.memory_bytes, machine.processes)
 
 
 def _backend(train: Train, machine: Machine) -> Literal["unsloth", "trl"]:
     ready = machine.device == "cuda" and machine.unsloth
+    hindrance = _hindrance(train, machine)
     if train.backend == "unsloth" and not ready:
         missing = (
             "Unsloth is not installed (pip install potstill[gpu])" if machine.device == "cuda" else "there is no GPU"
         )
         raise MissingError(f"train.backend = unsloth: {missing}; set train.backend = auto to train with TRL")
-    return "unsloth" if ready and train.backend != "trl" else "trl"
+    if train.backend == "unsloth" and hindrance:
+        raise ConfigError(f"train.backend = unsloth: {hindrance}; set train.backend = auto to train with TRL")
+    if train.backend == "auto" and ready and hindrance:
+        note(f"train  {hindrance}, so the backend is trl")
+    return "unsloth" if ready and train.backend != "trl" and not hindrance else "trl"
+
+
+def _hindrance(train: Train, machine: Machine) -> str:
+    """Say why Unsloth cannot be had, or nothing."""
+    if train.method == "topk_kd":
+        return "topk_kd needs the student's logits, which Unsloth does not give"
+    if train.method == "on_policy":
+        return "on_policy is TRL's own trainer, with a teacher that Unsloth would patch, too"
+    return "Unsloth trains on one GPU" if machine.processes > 1 else ""
 
 
 def _dtype(train: Train, machine: Machine) -> Dtype:

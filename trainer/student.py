@@ -17,7 +17,7 @@ from engine.config import Config, Teacher, load
 from engine.errors import DataError, MissingError, UsageError
 from engine.models import resolve_model
 from engine.vllm_settings import LORA_RANKS
-from trainer.done import DONE, FOLDER, Done, read_done
+from trainer.done import DONE, FOLDER, MADE, Done, read_done
 
 NAME = "distilled"
 """What a server calls the student."""
@@ -60,7 +60,7 @@ def read_student(run: Path, overrides: list[str] | None = None) -> Student:
         raise MissingError(f"{run} has no trained student (no {FOLDER}/{DONE}); run potstill train first")
     config = load(run / FOLDER / "config.toml", overrides or [])
     for spec in (done.adapter or done.student, done.untrained):
-        if spec in ("student", "untrained") and not (run / spec).is_dir():
+        if spec in MADE and not (run / spec).is_dir():
             raise MissingError(f"{run / spec} is not there, though {FOLDER}/{DONE} names it; run potstill train again")
     adapter = (run / done.adapter).resolve() if done.adapter else None
     model = _place(run, done.student)
@@ -69,7 +69,7 @@ def read_student(run: Path, overrides: list[str] | None = None) -> Student:
 
 def _place(run: Path, spec: str) -> str:
     """Return the folder in the run where the spec names one, else the model that it names."""
-    if (run / spec).is_dir() and spec in ("student", "untrained"):
+    if (run / spec).is_dir() and spec in MADE:
         return str((run / spec).resolve())
     return resolve_model(spec, key=f"{FOLDER}/{DONE}: student")
 
