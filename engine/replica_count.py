@@ -6,26 +6,26 @@ and the driver. Each figure has its measurement beside it; where nothing was mea
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 
 import msgspec
 
 from engine.config import Teacher
+from engine.gpu import look_at_gpus
 from engine.model_hash import hub_folder
 from engine.models import resolve_model
 from engine.replicas import cards
 from engine.vllm_settings import RESERVED_BYTES
 
 SMALL_BYTES = 2 * 2**30
-"""Weights up to which a step takes the host longer than the card. Measured on one H100: four replicas of a model of
-135 M parameters write 1,760 rows/s together, one alone 358 to 543; 4 B parameters (8 GB) fill the card alone. Between
-them nothing was measured."""
+"""Weights up to which a step takes the host longer than the card. Measured on one H100: one replica of a model of 135 M
+parameters keeps the card busy for a fifth of the time, 4 B parameters (8 GB) for four fifths. Between them nothing was
+measured. Source: docs/results/engine-h100.md."""
 MOST_ON_A_CARD = 4
-"""As many as were measured to scale."""
+"""Of 135 M parameters, four write three to four times as many rows as one; eight write a tenth more than four."""
 CORES_EACH = 4
-"""Cores that a replica keeps busy: its loop, its renderer, vLLM's engine and what serves that. Four had 16."""
+"""A replica keeps one and a half to two busy: its loop, its renderer and vLLM's engine. Four were measured on 16."""
 CACHE_BYTES = 4 * 2**30
 """KV cache that each should have at least, so that prompts need not queue for it."""
 
@@ -96,16 +96,4 @@ def this_machine() -> Machine:
 
 
 def _card_bytes() -> int | None:
-    try:
-        driver = importlib.import_module("pynvml")
-    except ModuleNotFoundError:
-        return None
-    try:
-        driver.nvmlInit()
-        try:
-            handles = [driver.nvmlDeviceGetHandleByIndex(number) for number in range(driver.nvmlDeviceGetCount())]
-            return min((int(driver.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=None)
-        finally:
-            driver.nvmlShutdown()
-    except driver.NVMLError:
-        return None
+    return min((gpu.total_bytes for gpu in look_at_gpus()), default=None)

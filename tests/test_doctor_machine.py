@@ -8,21 +8,20 @@ from typing import Any
 import pytest
 
 from engine.config import Config, from_mapping
+from engine.gpu import Gpu, parse_gpus
 from trainer.doctor_machine import (
-    Card,
     check_cards,
     check_disk,
     check_driver,
     check_libraries,
     machine_of,
-    parse_cards,
 )
 from trainer.finding import Finding
 from trainer.plan import Machine
 
 GIB = 2**30
-T4 = Card("Tesla T4", "550.54", 15 * GIB, 15 * GIB, 7.5)
-H100 = Card("NVIDIA H100", "580.65", 80 * GIB, 79 * GIB, 9.0)
+T4 = Gpu("Tesla T4", "550.54", 15 * GIB, 15 * GIB, 7.5)
+H100 = Gpu("NVIDIA H100", "580.65", 80 * GIB, 79 * GIB, 9.0)
 
 
 def of(found: list[Finding], check: str) -> Finding:
@@ -31,7 +30,7 @@ def of(found: list[Finding], check: str) -> Finding:
 
 def test_what_nvidia_smi_says() -> None:
     said = "NVIDIA H100 80GB HBM3, 580.65.06, 81559, 81000, 9.0\nTesla T4, 550.54, 15360, 100, 7.5\nNo devices, x\n"
-    cards = parse_cards(said)
+    cards = parse_gpus(said)
     assert [card.name for card in cards] == ["NVIDIA H100 80GB HBM3", "Tesla T4"]
     assert [card.bfloat16 for card in cards] == [True, False]
     assert machine_of(cards, {"unsloth": "1"}) == Machine("cuda", True, True, False, 81559 << 20)
@@ -51,7 +50,7 @@ def test_what_nvidia_smi_says() -> None:
         ({}, [H100], "plan", "warn", "is lora with trl, in bfloat16, not qlora"),
     ],
 )
-def test_cards(settings: dict[str, Any], cards: list[Card], check: str, level: str, says: str) -> None:
+def test_cards(settings: dict[str, Any], cards: list[Gpu], check: str, level: str, says: str) -> None:
     found = of(list(check_cards(from_mapping(settings, where="test"), cards, {})), check)
     assert found.level == level
     assert says in found.says

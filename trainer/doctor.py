@@ -20,6 +20,7 @@ import msgspec
 from engine import rule_settings
 from engine.config import Config
 from engine.errors import PotstillError
+from engine.gpu import look_at_gpus
 from engine.progress import note
 from engine.prompts import open_source
 from engine.rules import Draft, make_rule
@@ -53,7 +54,7 @@ def examine(config: Config, out: Path) -> dict[str, Any]:
 
 
 def _findings(config: Config, out: Path) -> Iterator[Finding]:
-    cards, versions = machine.look_at_cards(), machine.installed()
+    cards, versions = look_at_gpus(), machine.installed()
     models: dict[str, ModelFiles] = {}
     for role, read in (("teacher", read_teacher), ("student", read_student)):
         try:

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
-import msgspec
-
 from engine.config import Config, Train
 from engine.errors import PotstillError
+from engine.gpu import Gpu
 from trainer.finding import Finding
 from trainer.plan import Machine, make_plan
 
-SMI = [
-    "nvidia-smi",
-    "--query-gpu=name,driver_version,memory.total,memory.free,compute_cap",
-    "--format=csv,noheader,nounits",
-]
-BFLOAT16_CHIP = 8.0
-"""Compute capability from which a chip computes in bfloat16 itself."""
 BUSY = 0.1
 """Share of a card that others may hold before it is said."""
 DRIVERS = {12: 525, 13: 580}
@@ -33,40 +24,7 @@ BOUNDS = {"vllm": ((0, 26), (0, 34)), "trl": ((1, 15), (2,)), "transformers": ((
 OPTIONAL_TORCH = ("torchvision", "torchaudio", "torchcodec")
 
 
-class Card(msgspec.Struct, frozen=True):
-    """A GPU, as its driver describes it."""
-
-    name: str
-    driver: str
-    total_bytes: int
-    free_bytes: int
-    capability: float
-
-    @property
-    def bfloat16(self) -> bool:
-        return self.capability >= BFLOAT16_CHIP
-
-
-def look_at_cards() -> list[Card]:
-    """Ask nvidia-smi; no card where there is none to ask."""
-    try:
-        said = subprocess.run(SMI, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return parse_cards(said)
-
-
-def parse_cards(said: str) -> list[Card]:
-    """Read what nvidia-smi prints: a line a card, memory in MiB."""
-    cards = []
-    for line in said.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) == 5 and parts[2].isdigit() and parts[3].isdigit():
-            cards.append(Card(parts[0], parts[1], int(parts[2]) << 20, int(parts[3]) << 20, float(parts[4])))
-    return cards
-
-
-def machine_of(cards: list[Card], versions: Mapping[str, str]) -> Machine:
+def machine_of(cards: list[Gpu], versions: Mapping[str, str]) -> Machine:
     """Return what decides a plan."""
     unsloth, bitsandbytes = "unsloth" in versions, "bitsandbytes" in versions
     if not cards:
@@ -74,7 +32,7 @@ def machine_of(cards: list[Card], versions: Mapping[str, str]) -> Machine:
     return Machine("cuda", cards[0].bfloat16, unsloth, bitsandbytes, cards[0].total_bytes)
 
 
-def check_cards(config: Config, cards: list[Card], versions: Mapping[str, str]) -> Iterator[Finding]:
+def check_cards(config: Config, cards: list[Gpu], versions: Mapping[str, str]) -> Iterator[Finding]:
     """Look at the cards, their driver and what the settings ask of them."""
     if not cards:
         says = "no CUDA card is seen: teacher and student run on the CPU, which is for models below about 0.5 B"
@@ -177,7 +135,7 @@ def check_disk(config: Config, out: Path, trained_bytes: float) -> Finding:
     return Finding("disk", "ok", says)
 
 
-def _plan(train: Train, cards: list[Card], versions: Mapping[str, str]) -> Finding:
+def _plan(train: Train, cards: list[Gpu], versions: Mapping[str, str]) -> Finding:
     try:
         plan = make_plan(train, machine_of(cards, versions))
     except PotstillError as error:
