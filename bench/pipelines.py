@@ -19,6 +19,7 @@ import msgspec
 import xxhash
 
 from bench.naive import CAP, MAX_CHARS, MIN_CHARS, naive_filter
+from bench.peak import peak_bytes
 
 Run = Callable[[], Sequence[Path]]
 """Does the work and returns the files with the kept rows, in order."""
@@ -28,12 +29,12 @@ def main(arguments: Sequence[str]) -> None:
     """Run one pipeline and print what it took."""
     name, source, folder, phrases, options = arguments
     run = PIPELINES[name](Path(source), Path(folder), tuple(msgspec.json.decode(phrases)), msgspec.json.decode(options))
-    base_mb, start, before = _peak_mb(), time.perf_counter(), _cpu_s()
+    base_mb, start, before = peak_bytes() / 2**20, time.perf_counter(), _cpu_s()
     files = run()
     measured = {
         "cpu_s": round(_cpu_s() - before, 4),
         "wall_s": round(time.perf_counter() - start, 4),
-        "peak_mb": round(_peak_mb(), 1),
+        "peak_mb": round(peak_bytes() / 2**20, 1),
         "imports_mb": round(base_mb, 1),
     }
     rows, digest = _kept(files)
@@ -172,15 +173,6 @@ def _cpu_s() -> float:
     """Return the CPU seconds of this process and of the children that it has waited for."""
     uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(use.ru_utime + use.ru_stime for use in uses)
-
-
-def _peak_mb() -> float:
-    """Return the most memory that this process has held; ru_maxrss would count its parent's before exec."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ for a line, trains or evaluates, and prints one JSON line. So several can start 
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from contextlib import redirect_stdout
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from bench.peak import peak_bytes
 from bench.recipe import Settings, train_recipe
 from bench.train_rows import read_run
 from engine.config import Config, load
@@ -145,7 +145,7 @@ def _memory() -> dict[str, float]:
 
     if torch.cuda.is_available():
         return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-    return {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    return {"peak_gb": peak_bytes() / 1e9}
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ async def test_an_adapter_changes_the_answers_and_brings_its_template(tiny_teach
     ("changes", "error", "message"),
     [
         ({"engine_args": {"max_sequences": 3}}, ConfigError, "teacher.engine_args: .*max_sequences"),
-        ({"batch_invariant": True}, MissingError, "teacher.batch_invariant needs a CUDA card; on a CPU in float32"),
+        ({"batch_invariant": True}, ConfigError, "teacher.batch_invariant needs a CUDA card; on a CPU in float32"),
         ({"max_model_len": 9000}, ConfigError, "vLLM refuses these settings: .*max_model_len"),
         ({"adapter": "/"}, MissingError, "teacher.adapter: / is not a LoRA adapter"),
         ({"model": "/nowhere"}, MissingError, "teacher.model: /nowhere is not a folder"),
