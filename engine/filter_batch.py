@@ -186,7 +186,12 @@ class BatchFilter:
 def draft_of(row: Any) -> Draft:
     """Return what the optional rules read of a decoded row."""
     return Draft(
-        row.instruction, row.output, row.input or "", row.template or "", row.finish_reason or "", str(row.id or "")
+        row.instruction,
+        row.output,
+        row.input or "",
+        row.template or "",
+        row.finish_reason or "",
+        "" if row.id is None else str(row.id),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from engine import rule_settings as settings
 from engine.config import Config, load
 from engine.errors import ConfigError, MissingError
 from engine.filter import Filter
+from engine.filter_batch import draft_of
 from engine.filter_run import filter_rows
 from engine.rules import Draft, make_rule
 
@@ -251,3 +253,9 @@ def test_a_watch_goes_to_another_process_without_the_rows_that_rules_remember() 
     loop = "and so on " * 60
     assert pickle.loads(data)(loop) == watch(loop) is not None
     assert pickle.loads(data)("fine so far") is None
+
+
+def test_a_row_of_id_0_has_an_id() -> None:
+    row = SimpleNamespace(instruction="i", output="o", input=None, template=None, finish_reason=None, id=0)
+    assert draft_of(row).id == "0"
+    assert draft_of(SimpleNamespace(**{**vars(row), "id": None})).id == ""
