@@ -7,14 +7,11 @@ stopped. Knows nothing of what a stage does: only its command line and the last 
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -22,10 +19,10 @@ import msgspec
 from engine.config import load
 from engine.errors import ConfigError, PotstillError
 from engine.progress import note
+from engine.signals import forwarded
 
 FRONT_DOOR = Path(__file__).parent.parent / "potstill.py"
 """By its path: `-m potstill` would take an `engine` or `evals` that happens to lie in the current folder."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StageError(PotstillError):
@@ -68,7 +65,10 @@ def run_stage(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     command = [sys.executable, str(FRONT_DOOR), name, *arguments]
     # A group of its own: Ctrl-C in a terminal would else reach the stage twice, and twice means "stop at once".
-    with subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as process, _forwarded(process) as received:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as process,
+        forwarded([process]) as received,
+    ):
         last = _last_line(process)
         code = process.wait()
     if code < 0:
@@ -94,23 +94,6 @@ def _last_line(process: subprocess.Popen[bytes]) -> bytes:
             sys.stderr.flush()
         last = line
     return last
-
-
-@contextmanager
-def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass signals on to the stage, which decides how it ends, and list those received."""
-    received: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _combined(results: dict[str, dict[str, Any]], *, seconds: float) -> dict[str, Any]:

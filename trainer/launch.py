@@ -7,24 +7,22 @@ Knows nothing of training.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import msgspec
 
 from engine.errors import Interrupted, TrainError
+from engine.signals import forwarded
 
 FRONT_DOOR = Path(__file__).parent.parent / "potstill.py"
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 0.1
 GRACE_S = 10.0
 """How long the others may take to end by themselves when one has failed: they often fail for the same reason."""
@@ -56,7 +54,7 @@ def launch(arguments: Sequence[str], count: int) -> dict[str, Any]:
             stack.enter_context(subprocess.Popen(command, env={**shared, **_place(number)}, process_group=0, **output))
             for number, output in enumerate(outputs)
         ]
-        with _forwarded(running) as received:
+        with forwarded(running) as received:
             failed = _wait(running)
         if received:
             raise Interrupted("train was interrupted; run the same command again to go on")
@@ -125,21 +123,3 @@ def _result(first: Process) -> dict[str, Any]:
         return msgspec.json.decode(lines[-1] if lines else b"", type=dict[str, Any])
     except msgspec.DecodeError:
         raise TrainError("training ended without a result; please report this") from None
-
-
-@contextmanager
-def _forwarded(running: Sequence[Process]) -> Iterator[list[int]]:
-    """Pass signals on to the processes, which decide how they end, and list those received."""
-    received: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for process in running:
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
