@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ def test_a_process_that_fails_ends_the_others(
         "if rank == 1:\n    print('why', file=sys.stderr)\n    sys.exit(2)\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
     )
+    started = time.monotonic()
     with pytest.raises(launch.ProcessError, match=r"process 1 of 2 failed \(see above\)") as caught:
         launch.launch([], 2)
+    assert time.monotonic() - started < 30, "the first process, which sleeps, was waited for"
     assert caught.value.exit_code == 2
     assert capfd.readouterr().err == "why\n"
 

@@ -85,11 +85,13 @@ def _place(number: int) -> dict[str, str]:
 
 def _wait(running: Sequence[Process]) -> int | None:
     """Wait for all; return the number of the first that failed, after the others have been ended, or None."""
-    failed = None
-    while failed is None and any(process.poll() is None for process in running):
+    while True:
+        # Every one is asked: what the first waits for may be another that is dead.
+        codes = [process.poll() for process in running]
+        failed = next((number for number, code in enumerate(codes) if code), None)
+        if failed is not None or None not in codes:
+            break
         time.sleep(LOOK_S)
-        failed = next((number for number, process in enumerate(running) if process.returncode), None)
-    failed = next((number for number, process in enumerate(running) if process.returncode), failed)
     if failed is not None:
         _end(running)
     return failed
