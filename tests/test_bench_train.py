@@ -16,12 +16,6 @@ from potstill import main
 from trainer.render import Chat, load_chat
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tiny model's threads mostly wait for each other, in the contenders' processes too."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(scope="module")
 def chat() -> Chat:
     return load_chat(smollm2(), {})
@@ -104,6 +98,7 @@ def test_random_shapes_have_the_size_they_say(tmp_path: Path, chat: Chat) -> Non
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("one_thread")
 def test_the_bench_measures_every_contender_and_writes_its_page(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +127,7 @@ def test_the_bench_measures_every_contender_and_writes_its_page(
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("one_thread")
 def test_a_contender_that_fails_does_not_take_the_others_with_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

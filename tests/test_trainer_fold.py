@@ -18,7 +18,7 @@ from trainer.memory import read_config
 from trainer.plan import Plan
 from trainer.train import train
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
 CPU = Plan("cpu", "trl", "lora", "float32")
 H100 = Plan("cuda", "unsloth", "lora", "bfloat16", 80 * 2**30)

@@ -27,7 +27,7 @@ from trainer.kd_loss import distillation_loss, forward_kl
 from trainer.render import Rendered, load_chat, render
 from trainer.train import check, train
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
 VOCABULARY = 37
 

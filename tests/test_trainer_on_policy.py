@@ -16,7 +16,7 @@ from trainer.journal import read_lines
 from trainer.student import read_student
 from trainer.train import train
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,12 +16,17 @@ import pytest
 from students import make_config, make_rows, tiny_student, write_run
 
 from engine.config import Train, dump
-from engine.errors import ConfigError
-from trainer import launch
+from engine.errors import ConfigError, UsageError
+from trainer import launch, ranks
 from trainer.arguments import Load, plan_steps, share
+from trainer.done import Done
 from trainer.journal import Journal, read_lines
 from trainer.plan import Machine, make_plan
 from trainer.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+SAME = 1e-4
+"""Relative difference of losses: what another order of sums costs in float32."""
 
 
 @pytest.mark.parametrize(
@@ -103,46 +110,105 @@ def test_a_process_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert caught.value.exit_code == 137
 
 
-@pytest.mark.model
-def test_two_processes_learn_what_one_learns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, "with FSDP: each process trains the whole model"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}, "started this one alone; use potstill train --proc"),
+    ],
+)
+def test_a_launcher_that_does_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], says: str
 ) -> None:
-    """Same steps, same tokens, same losses, and in one folder what one process leaves there."""
-    import potstill
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UsageError, match=says):
+        ranks.heed_launcher()
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    student = tiny_student(tmp_path / "tiny")
-    run = write_run(tmp_path / "run", make_rows(52))
+
+def test_number_format_and_compilation_are_the_configuration_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ranks.SETTLED:
+        monkeypatch.setenv(name, "anything")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    ranks.heed_launcher()
+    assert not os.environ.keys() & set(ranks.SETTLED)
+
+
+class Alone(msgspec.Struct):
+    """What one process made, and how the same is asked for again."""
+
+    done: Done
+    out: Path
+    arguments: list[str]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    folder = tmp_path_factory.mktemp("alone")
+    student = tiny_student(folder / "tiny")
+    run = write_run(folder / "run", make_rows(52))
     keys: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-2, "val_fraction": 0.2, "checkpoint_steps": 2}
     keys |= {"batch_size": 2, "gradient_accumulation": 4}
     config = make_config(student, student_keys={"init": "prune", "layers": 1}, **keys)
-    one = train(config, run, tmp_path / "one")
-    (tmp_path / "config.toml").write_bytes(dump(config))
-    command = ["train", str(tmp_path / "config.toml"), "--data", str(run), "--out", str(tmp_path / "two")]
-    assert potstill.main([*command, "--processes", "2"]) == 0
-    out, err = capfd.readouterr()
-    assert out.count("\n") == 1
-    two = json.loads(out)
-    sys.stderr.write(err)
-    assert err.count("2 processes") == 1
-    same = (
-        "rows",
-        "validation_rows",
-        "steps",
-        "fingerprint",
-        "untrained",
-        "student",
-        "trained_tokens",
-        "padded_tokens",
-    )
-    assert [two[key] for key in same] == [getattr(one, key) for key in same]
-    files = [
-        sorted(str(path.relative_to(tmp_path / out)) for path in (tmp_path / out).rglob("*")) for out in ("one", "two")
-    ]
+    (folder / "config.toml").write_bytes(dump(config))
+    done = train(config, run, folder / "one")
+    return Alone(done, folder / "one", ["train", str(folder / "config.toml"), "--data", str(run)])
+
+
+def check_same(alone: Alone, out: Path, two: dict[str, Any]) -> None:
+    """Same steps, same tokens, same losses, and in one folder what one process leaves there."""
+    one = alone.done
+    for key in ("rows", "validation_rows", "steps", "fingerprint", "untrained", "student"):
+        assert two[key] == getattr(one, key)
+    assert (two["trained_tokens"], two["padded_tokens"]) == (one.trained_tokens, one.padded_tokens)
+    files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (alone.out, out)]
     assert files[0] == files[1]
-    curves = [read_lines(tmp_path / out / "train" / "metrics.jsonl") for out in ("one", "two")]
+    curves = [read_lines(folder / "train" / "metrics.jsonl") for folder in (alone.out, out)]
     first, second = ([line.loss for line in curve if line.loss is not None] for curve in curves)
     assert first[-1] < 0.8 * first[0]
-    assert second == pytest.approx(first, rel=1e-3)
-    assert two["eval_loss"] == pytest.approx(one.eval_loss, rel=1e-3)
+    assert second == pytest.approx(first, rel=SAME)
+    assert two["eval_loss"] == pytest.approx(one.eval_loss, rel=SAME)
+
+
+@pytest.mark.model
+def test_two_processes_learn_what_one_learns(
+    tmp_path: Path, alone: Alone, one_thread: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import potstill
+
+    assert potstill.main([*alone.arguments, "--out", str(tmp_path), "--processes", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 1
+    assert err.count("2 processes") == 1
+    check_same(alone, tmp_path, json.loads(out))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        # It asks for bfloat16, and train.dtype = float32 goes before.
+        "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 --mixed_precision bf16",
+        pytest.param("torch.distributed.run --standalone --nproc_per_node 2", marks=pytest.mark.slow),
+    ],
+)
+def test_other_launchers_do_the_same(tmp_path: Path, alone: Alone, one_thread: None, launcher: str) -> None:
+    command = [sys.executable, "-m", *launcher.split(), "-m", "potstill", *alone.arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 processes") == 1
+    assert "[transformers]" not in done.stderr
+    [line] = done.stdout.splitlines()
+    check_same(alone, tmp_path, json.loads(line))
+
+
+@pytest.mark.model
+def test_accelerate_on_a_cpu_is_not_taken_for_several(tmp_path: Path, alone: Alone) -> None:
+    """It starts one process, however many are asked for, and says nothing."""
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, "-m", *launcher, "-m", "potstill", *alone.arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=200)
+    assert done.returncode != 0
+    assert "potstill train: accelerate launch was asked for several processes and started this one" in done.stderr
+    assert not list(tmp_path.iterdir())

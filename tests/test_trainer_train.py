@@ -20,20 +20,9 @@ from trainer.journal import Line, read_lines, step_of
 from trainer.prepare import prepare
 from trainer.train import check, train
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
 BY_TWO: dict[str, Any] = {"batch_size": 2, "gradient_accumulation": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A tiny model's threads mostly wait for each other: on a busy machine one is seven times as fast as two."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -182,6 +182,8 @@ def _records(train: Train, steps: Steps, *, evaluate: bool) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "no",
         "disable_tqdm": True,
+        # Left alone, the library makes all processes but the first talk.
+        "log_level_replica": "error",
         "report_to": list(train.report_to) or "none",
     }
 

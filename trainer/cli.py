@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -44,10 +43,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is None and args.data.is_file():
         raise MissingError(f"--data {args.data} is a file; say with --out which folder the results go to")
     out = args.out or args.data
-    if config.train.processes > 1 and "WORLD_SIZE" not in os.environ:
+    if config.train.processes > 1 and not ranks.launched():
         changes = [argument for override in args.overrides for argument in ("--set", override)]
         command = ["train", args.config, "--data", str(args.data), "--out", str(out), "--role", args.role, *changes]
         return launch(command, config.train.processes)
+    ranks.heed_launcher()
     result: dict[str, Any] = msgspec.to_builtins(train(config, args.data, out, role))
     return result if ranks.is_main() else {}
 

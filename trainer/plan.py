@@ -50,7 +50,7 @@ def look() -> Machine:
 
     Raises: ConfigError where there are more processes than cards.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if not ranks.launched():
         # With several cards in sight of one process, the trainer would spread every batch over them and TRL refuses.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     import torch
