@@ -127,6 +127,17 @@ def test_a_candidate_that_is_not_there_changes_nothing() -> None:
     torch.testing.assert_close(forward_kl(logits, ids, absent), narrow)
 
 
+def test_a_candidate_beyond_the_student_s_vocabulary_is_none() -> None:
+    """Of one family and tokenizer, Qwen2.5-7B has 152,064 places and Qwen2.5-1.5B has 151,936."""
+    logits, teacher, targets = drawn(4)
+    top = teacher.topk(4)
+    ids, logprobs = top.indices.clone(), top.values.clone()
+    ids[2, 1], logprobs[2, 1] = VOCABULARY + 3, -float("inf")
+    without = distillation_loss(logits, targets, ids.clamp(max=VOCABULARY - 1), logprobs, weight=0.5)
+    logprobs[2, 1] = top.values[2, 1]
+    assert distillation_loss(logits, targets, ids, logprobs, weight=0.5).item() == without.item()
+
+
 def test_both_losses_are_mixed_and_a_place_without_a_teacher_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from torch.nn.functional import cross_entropy

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from engine.config import Config, Student, Teacher, dump
 from engine.errors import MissingError, UsageError
+from trainer import smoke
 from trainer.done import Done, write_done
 from trainer.serve import Wish, serve_command
 from trainer.student import read_student
@@ -137,6 +140,34 @@ def test_print_says_the_command_and_starts_nothing(tmp_path: Path) -> None:
     assert "Owner/Base --enable-lora --lora-modules distilled=/" in line
     assert line.endswith("--api-key 'a b'")
     assert json.loads(result)["command"][-1] == "a b"
+
+
+LISTENER = """
+import signal, socket, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+port = int(sys.argv[1])
+if len(sys.argv) > 2:
+    engine = subprocess.Popen([sys.executable, __file__, sys.argv[2]])
+    while socket.socket().connect_ex(("127.0.0.1", int(sys.argv[2]))): time.sleep(0.05)
+listening = socket.create_server(("127.0.0.1", port))
+time.sleep(60)
+"""
+
+
+def test_a_server_that_does_not_end_is_ended_with_its_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = tmp_path / "server.py"
+    server.write_text(LISTENER)
+    monkeypatch.setattr(smoke, "STOP_S", 0.5)
+    ports = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+    with smoke._running([sys.executable, str(server), *map(str, ports)], ports[0]):
+        assert [smoke._answers(port) for port in ports] == [True, True]
+    deadline = time.monotonic() + 5
+    while smoke._answers(ports[1]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [smoke._answers(port) for port in ports] == [False, False]
 
 
 @pytest.mark.model

@@ -21,6 +21,12 @@ INTERLEAVED = ("llama", "mistral")
 """Families for which llama.cpp rotates neighbouring columns, where transformers rotates two halves."""
 FILE = "student.gguf"
 MOST_F16 = 65504.0
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {WORDS % "{1,3}": "llama-bpe", WORDS % "": "qwen2"}
+"""How a tokenizer cuts texts into words -> llama.cpp's name for it. One sign more would be another way to cut."""
 CONTROL, USER_DEFINED, NORMAL, UNUSED = 3, 4, 1, 5
 """Kinds of token. Source: gguf.TokenType."""
 
@@ -35,7 +41,7 @@ def write_gguf(student: Student, folder: Path) -> dict[str, Any]:
     model = load_merged(student)
     tokenizer = AutoTokenizer.from_pretrained(student.tokenizer)
     _check_family(model.config)
-    split = split_rule(json.loads(tokenizer.backend_tokenizer.to_str()), model.config.model_type)
+    split = split_rule(json.loads(tokenizer.backend_tokenizer.to_str()))
     tokenizer.save_pretrained(folder)
     writer = _writer(folder / FILE, model.config, student.run.resolve().name)
     _add_tokenizer(writer, tokenizer, folder, split, rows=model.get_input_embeddings().weight.shape[0])
@@ -68,22 +74,23 @@ def _check_family(config: Any) -> None:
         raise _refuse("no rules here for a sliding window")
 
 
-def split_rule(tokenizer: dict[str, Any], family: str) -> str:
+def split_rule(tokenizer: dict[str, Any]) -> str:
     """Return llama.cpp's name for how the tokenizer cuts a text into words, which it cannot read from the file."""
     if tokenizer["model"]["type"] != "BPE" or tokenizer["model"].get("byte_fallback"):
         raise _refuse("no rules here for a tokenizer that is not byte-level BPE")
     steps = tokenizer["pre_tokenizer"] or {}
     steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
     kinds = [step.get("type") for step in steps]
-    patterns = [step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"]
-    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+    if any(step.get("add_prefix_space") for step in steps):
+        raise _refuse("no rules here for a tokenizer that puts a space before each text")
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
         return "smollm"
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
-    if kinds == ["Split", "ByteLevel"] and r"\p{N}{1,3}" in patterns[0]:
-        return "llama-bpe"
-    if kinds == ["Split", "ByteLevel"] and r"|\p{N}|" in patterns[0] and family.startswith("qwen"):
-        return "qwen2"
+    if kinds == ["Split", "ByteLevel"]:
+        pattern = steps[0]["pattern"].get("Regex", "")
+        if pattern in PATTERNS and not steps[1].get("use_regex", True):
+            return PATTERNS[pattern]
     raise _refuse(f"no rules here for a tokenizer that cuts texts by {' and '.join(map(str, kinds))}")
 
 

@@ -18,10 +18,12 @@ def distillation_loss(logits: Any, targets: Any, topk_ids: Any, topk_logprobs: A
     """Return the loss summed over places: `weight` x KL(teacher || student) + (1 - weight) x cross-entropy.
 
     logits: (N, V); targets: (N,), the tokens of the answer; topk_ids, topk_logprobs: (N, K), the teacher's. A
-    log-probability of -inf is a candidate that is not there; a place that has none learns from cross-entropy alone.
+    log-probability of -inf is a candidate that is not there; a place that has none learns from cross-entropy alone. Nor
+    is one there that the student has no logit for: a larger model of a family may have a wider, padded vocabulary.
     """
     from torch.utils.checkpoint import checkpoint
 
+    topk_logprobs = topk_logprobs.masked_fill(topk_ids >= logits.shape[-1], -float("inf"))
     total = logits.new_zeros((), dtype=_float32())
     for start in range(0, len(targets), CHUNK_PLACES):
         end = start + CHUNK_PLACES

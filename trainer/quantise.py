@@ -28,13 +28,17 @@ BITS = 4
 ROWS = 256
 """Training rows that 4-bit weights are rounded on."""
 HEAD = "lm_head"
+OTHERWISE = "use llm-compressor (pip install llmcompressor, in an environment of its own) on the merged form"
 
 
 def write_fp8(student: Student, folder: Path) -> dict[str, Any]:
-    """Write the student with 8-bit floating-point weights; return what the report says of it."""
+    """Write the student with 8-bit floating-point weights; return what the report says of it.
+
+    Raises: UsageError where the model is a mixture of experts.
+    """
     import torch
 
-    model = load_merged(student)
+    model = _load(student, "fp8")
     scheme = _scheme("FP8_DYNAMIC")
     most = torch.finfo(torch.float8_e4m3fn).max
     scales = {name: layer.weight.data.float().abs().amax(1, keepdim=True) / most for name, layer in _linears(model)}
@@ -45,16 +49,16 @@ def write_fp8(student: Student, folder: Path) -> dict[str, Any]:
 def write_w4a16(student: Student, folder: Path) -> dict[str, Any]:
     """Write the student with 4-bit weights, rounded so that what its layers make of its training rows changes least.
 
-    Raises: UsageError where the model is no plain decoder, or its widths are no multiple of any group.
+    Raises: UsageError where the model is no plain, dense decoder, or its widths are no multiple of any group.
     """
     import torch
 
     rows = _training_rows(student)
-    model = load_merged(student)
+    model = _load(student, "w4a16")
     if not hasattr(getattr(model, "model", None), "layers"):
         raise UsageError(
             f"w4a16: {type(model).__name__} has no plain list of decoder layers at model.layers; export it as fp8, or "
-            "use llm-compressor (pip install llmcompressor, in an environment of its own) on the merged form"
+            f"{OTHERWISE}"
         )
     grid = Grid(BITS, _group(model))
     note(f"export-model  w4a16: rounding to groups of {grid.group} on {len(rows)} training rows")
@@ -67,6 +71,18 @@ def write_w4a16(student: Student, folder: Path) -> dict[str, Any]:
     return {"scheme": "W4A16", "group": grid.group, "rounded_on_rows": len(rows)}
 
 
+def _load(student: Student, form: str) -> Any:
+    """Return the whole student, all of whose large weights are in linear layers.
+
+    Raises: UsageError where others would stay in 16 bits without a word.
+    """
+    model = load_merged(student)
+    stacked = next((name for name, weight in model.named_parameters() if weight.ndim > 2), None)
+    if stacked is not None:
+        raise UsageError(f"{form}: no rules here for experts whose weights are one stack ({stacked}); {OTHERWISE}")
+    return model
+
+
 def _scheme(preset: str) -> Any:
     from compressed_tensors.quantization import preset_name_to_scheme
 
@@ -75,6 +91,7 @@ def _scheme(preset: str) -> Any:
 
 def _write(model: Any, scheme: Any, scales: dict[str, Any], student: Student, folder: Path) -> None:
     """Compress every linear layer but the head with its scales, and write the folder."""
+    import torch
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 
@@ -82,7 +99,9 @@ def _write(model: Any, scheme: Any, scales: dict[str, Any], student: Student, fo
     settings = QuantizationConfig(config_groups=groups, ignore=[HEAD], quantization_status="initialized")
     apply_quantization_config(model, settings)
     for name, layer in _linears(model):
-        layer.weight_scale.data = scales[name].clamp(min=1e-12).to(layer.weight_scale.dtype)
+        kind = layer.weight_scale.dtype
+        # Of a row of zeros, too: 0 / 0 would be written as not a number.
+        layer.weight_scale.data = scales[name].clamp(min=torch.finfo(kind).tiny * torch.finfo(kind).eps).to(kind)
     compressor = ModelCompressor.from_pretrained_model(model)
     with redirect_stderr(io.StringIO()):  # its progress bar
         compressor.compress_model(model)

@@ -7,12 +7,13 @@ how a server is set up.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from engine.backend import answer_all
@@ -81,12 +82,12 @@ def _running(command: Sequence[str], port: int) -> Iterator[float]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and what it started."""
+    """End a server and what it started: the engine is a process of its own, and has the card's memory."""
     process.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _answers(port: int) -> bool:
