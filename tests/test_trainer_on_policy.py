@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from trainer.done import read_done
 from trainer.journal import read_lines
 from trainer.student import read_student
-from trainer.train import train
+from trainer.train import check, train
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
@@ -80,6 +80,16 @@ def test_an_adapter_goes_on_as_the_same_adapter(tmp_path: Path, models: tuple[Pa
 def test_models_of_other_sizes_of_vocabulary_are_refused(tmp_path: Path, models: tuple[Path, Path]) -> None:
     wide = tiny_student(tmp_path / "wide", vocab_size=49_280)
     run = write_run(tmp_path / "run", make_rows(12))
-    with pytest.raises(ConfigError, match="compares whole vocabularies, and the teacher's has 49,280 places"):
-        train(on_policy((models[0], wide)), run, run)
+    for command in (lambda config: check(config, run), lambda config: train(config, run, run)):
+        with pytest.raises(ConfigError, match="compares whole vocabularies, and the teacher's has 49,280 places"):
+            command(on_policy((models[0], wide)))
     assert not (run / "student").exists()
+    assert not (run / "sft").exists(), "it was trained for nothing"
+
+
+def test_check_counts_the_teacher_s_memory(tmp_path: Path, models: tuple[Path, Path]) -> None:
+    run = write_run(tmp_path / "run", make_rows(12))
+    config = on_policy(models)
+    sft = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, method="sft"))
+    both, alone = (check(settings, run)["memory"] for settings in (config, sft))
+    assert both["weights_bytes"] == alone["weights_bytes"] + 4 * both["parameters"]

@@ -276,6 +276,22 @@ def test_check_says_what_will_be_trained_and_writes_nothing(tmp_path: Path, stud
 
 
 @pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"method": "topk_kd", "packing": True}, "topk_kd keeps rows apart"),
+        ({"patience": 2, "checkpoint_steps": 0}, "set train.checkpoint_steps above 0"),
+        ({"processes": 3}, "8 rows a step, over all processes: they cannot be shared by 3"),
+    ],
+)
+def test_check_refuses_what_training_would_refuse(
+    tmp_path: Path, student: Path, keys: dict[str, Any], says: str
+) -> None:
+    run = write_run(tmp_path, make_rows(4))
+    with pytest.raises(ConfigError, match=says):
+        check(make_config(student, **keys), run)
+
+
+@pytest.mark.parametrize(
     ("keys", "train_keys", "rows", "error", "says"),
     [
         ({"layers": 1}, {}, 4, ConfigError, "set student.init = prune"),

@@ -22,7 +22,7 @@ from trainer.captured import check_vocabulary
 from trainer.job import Job
 from trainer.journal import Journal
 from trainer.memory import Need, estimate, read_config
-from trainer.plan import Plan
+from trainer.plan import Dtype
 from trainer.prepare import Prepared
 from trainer.render import Chat
 
@@ -35,14 +35,14 @@ def as_steps(train: Train) -> Train:
     )
 
 
-def check_teacher(config: Config, chat: Chat, start: str) -> None:
+def check_teacher(config: Config, chat: Chat) -> None:
     """Check that teacher and student tell the same tokens apart.
 
     Raises: ConfigError where they do not.
     """
     check_vocabulary(config, chat)
-    teacher = resolve_model(config.teacher.model, key="teacher.model")
-    sizes = [read_config(model).get_text_config().vocab_size for model in (teacher, start)]
+    models = [(config.teacher.model, "teacher.model"), (config.student.model, "student.model")]
+    sizes = [read_config(resolve_model(model, key=key)).get_text_config().vocab_size for model, key in models]
     if sizes[0] != sizes[1]:
         raise ConfigError(
             f"train.method = on_policy compares whole vocabularies, and the teacher's has {sizes[0]:,} places, the "
@@ -50,11 +50,11 @@ def check_teacher(config: Config, chat: Chat, start: str) -> None:
         )
 
 
-def with_teacher(need: Need, config: Config, plan: Plan) -> Need:
+def with_teacher(need: Need, config: Config, dtype: Dtype) -> Need:
     """Add the teacher's weights to what training takes."""
     teacher = read_config(resolve_model(config.teacher.model, key="teacher.model"))
-    alone = estimate(teacher, config.train, tuning="lora", dtype=plan.dtype, tokens=0)
-    taken = alone.parameters * (4 if plan.dtype == "float32" else 2)
+    alone = estimate(teacher, config.train, tuning="lora", dtype=dtype, tokens=0)
+    taken = alone.parameters * (4 if dtype == "float32" else 2)
     return msgspec.structs.replace(need, weights_bytes=need.weights_bytes + taken)
 
 

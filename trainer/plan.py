@@ -68,6 +68,17 @@ def look() -> Machine:
     return Machine("cuda", bfloat16, unsloth, bitsandbytes, memory_bytes, ranks.processes())
 
 
+def check_settings(train: Train) -> None:
+    """Check that settings go together, whatever the machine.
+
+    Raises: ConfigError where they do not.
+    """
+    if train.patience and not train.checkpoint_steps:
+        raise ConfigError("train.patience keeps the best checkpoint; set train.checkpoint_steps above 0")
+    if train.method == "topk_kd" and train.packing:
+        raise ConfigError("train.method = topk_kd keeps rows apart; set train.packing = false")
+
+
 def make_plan(train: Train, machine: Machine) -> Plan:
     """Settle backend, tuning and number format.
 
@@ -76,10 +87,7 @@ def make_plan(train: Train, machine: Machine) -> Plan:
     for name in train.report_to:
         if importlib.util.find_spec(name) is None:
             raise MissingError(f"train.report_to: {name} is not installed; pip install {name}, or take it out")
-    if train.patience and not train.checkpoint_steps:
-        raise ConfigError("train.patience keeps the best checkpoint; set train.checkpoint_steps above 0")
-    if train.method == "topk_kd" and train.packing:
-        raise ConfigError("train.method = topk_kd keeps rows apart; set train.packing = false")
+    check_settings(train)
     tuning = train.tuning
     if tuning == "qlora" and (machine.device == "cpu" or not machine.bitsandbytes):
         missing = "no GPU" if machine.device == "cpu" else "no bitsandbytes"

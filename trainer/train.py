@@ -28,7 +28,7 @@ from trainer.job import Job
 from trainer.journal import Journal, step_of
 from trainer.libraries import quiet, versions
 from trainer.memory import ROOMY, Need, check_card, estimate, read_config
-from trainer.plan import Dtype, Plan, look, make_plan
+from trainer.plan import Dtype, Plan, check_settings, look, make_plan
 from trainer.prepare import Prepared, prepare, summarise
 from trainer.prune import check_student, choose_layers, cut_config
 from trainer.ranks import note
@@ -62,7 +62,10 @@ def _train(config: Config, data: Path, out: Path, role: Role, plan: Plan | None 
     with quiet():
         prepared = prepare(config, run, manifest)
         settings = share(config.train, plan.processes)
-        first = _sft_first(config, data, out, role, plan) if config.train.method == "on_policy" else None
+        first = None
+        if config.train.method == "on_policy":
+            on_policy.check_teacher(config, prepared.chat)
+            first = _sft_first(config, data, out, role, plan)
         captured = None
         if config.train.method == "topk_kd":
             captured = read_captured(run, config, prepared.chat, prepared.train)
@@ -70,13 +73,12 @@ def _train(config: Config, data: Path, out: Path, role: Role, plan: Plan | None 
         checkpoint = _begin(out / role.records, wanted, config)
         start = start_after(first, config, out) if first else start_model(config, prepared, out)
         if first:
-            on_policy.check_teacher(config, prepared.chat, start.model)
             settings = on_policy.as_steps(settings)
         start_config = read_config(start.model)
         settings = settings if first else fold(settings, plan, prepared.load, start_config)
         need = _need(settings, prepared, start_config, tuning=plan.tuning, dtype=plan.dtype)
         if first:
-            need = on_policy.with_teacher(need, config, plan)
+            need = on_policy.with_teacher(need, config, plan.dtype)
         check_card(need, plan.memory_bytes)
         job = Job(config, settings, plan, prepared, captured, out, role, wanted, start, need)
         return _fit(job, checkpoint)
@@ -111,6 +113,8 @@ def check(config: Config, data: Path, role: Role = STUDENT) -> dict[str, Any]:
 
 def _check(config: Config, data: Path) -> dict[str, Any]:
     check_student(config.student)
+    check_settings(config.train)
+    settings = share(config.train, config.train.processes)
     with quiet():
         run, manifest = open_rows(data)
         prepared = prepare(config, run, manifest)
@@ -118,7 +122,10 @@ def _check(config: Config, data: Path) -> dict[str, Any]:
         if config.student.init == "prune":
             cut_config(start, choose_layers(start.num_hidden_layers, config.student.layers))
         dtype: Dtype = "bfloat16" if config.train.dtype == "auto" else config.train.dtype
-        need = _need(config.train, prepared, start, tuning=config.train.tuning, dtype=dtype)
+        need = _need(settings, prepared, start, tuning=config.train.tuning, dtype=dtype)
+        if config.train.method == "on_policy":
+            on_policy.check_teacher(config, prepared.chat)
+            need = on_policy.with_teacher(need, config, dtype)
         check_card(need, look().memory_bytes)
         seen = {**summarise(config, prepared), "memory": msgspec.to_builtins(need)}
         if config.train.method == "topk_kd":
