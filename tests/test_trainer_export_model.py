@@ -13,7 +13,11 @@ from students import make_config, make_rows, tiny_student, write_run
 
 from engine.errors import ExportError, MissingError, UsageError
 from trainer.export_model import Request, export_model
-from trainer.student import Student
+from trainer.forms import FORMS
+from trainer.model_card import model_card
+from trainer.quantise import _training_rows
+from trainer.questions import held_out_prompts
+from trainer.student import Student, read_student
 from trainer.train import train
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
@@ -144,6 +148,34 @@ def test_a_fully_trained_student_leaves_whole(full_run: Path, items: Path, tmp_p
     assert told["gguf"]["verified"]
     with pytest.raises(UsageError, match="fully fine-tuned, so there is no adapter; use --to merged"):
         export_model(full_run, asked("adapter", items=items, out=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_rows_are_found_where_training_found_them(full_run: Path, tmp_path: Path, kind: str) -> None:
+    """Results need not be in the run; held-out questions and the rows to round on still are."""
+    rows = make_rows(20)
+    data = tmp_path / "gold.jsonl"
+    data.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    if kind == "run":
+        data = write_run(tmp_path / "run", rows)
+    train(make_config(full_run / "student", max_steps=1, val_fraction=0.3), data, tmp_path / "out")
+    student = read_student(tmp_path / "out")
+    questions = {prompt.question for prompt in held_out_prompts(student, 100)}
+    assert len(questions) == student.done.validation_rows > 0
+    assert len(_training_rows(student)) == student.done.rows == 20 - len(questions)
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("adapter", "--lora-modules distilled=FOLDER --max-lora-rank 64 --default-chat-template-kwargs '{\"a\": 1}'"),
+        ("fp8", "vllm serve FOLDER --served-model-name distilled --default-chat-template-kwargs '{\"a\": 1}'"),
+        ("gguf", "llama-server -m student.gguf --jinja --chat-template-kwargs '{\"a\": 1}'"),
+    ],
+)
+def test_a_card_says_how_to_serve_what_was_trained(full_run: Path, form: str, line: str) -> None:
+    student = read_student(full_run, ["teacher.chat_template_kwargs.a=1"])
+    assert line in model_card(student, FORMS[form], {"max_lora_rank": 64})
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ class Done(msgspec.Struct, kw_only=True):
     rows: int
     validation_rows: int
     dropped: dict[str, int]
+    data: str = ""
+    """Run or file whose rows were learnt, seen from the result folder; empty where that is it."""
     method: str = "sft"
     unmatched: int = 0
     """Rows that topk_kd learnt from their text alone, since the teacher's tokens were others."""

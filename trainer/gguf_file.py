@@ -8,6 +8,7 @@ and none left over, and tokenizer, end token and chat template beside them.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def write_gguf(student: Student, folder: Path) -> dict[str, Any]:
     writer.write_tensors_to_file()
     writer.close()
     return {"file": FILE, "dtype": kind, "tokenizer": split}
+
+
+def llama_command(file: str, template_kwargs: dict[str, Any]) -> str:
+    """Return the command that serves such a file, with the chat template as it was trained."""
+    command = ["llama-server", "-m", file]
+    if template_kwargs:
+        command += ["--jinja", "--chat-template-kwargs", json.dumps(template_kwargs)]
+    return shlex.join(command)
 
 
 def _refuse(why: str) -> UsageError:

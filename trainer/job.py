@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,7 @@ class Job(msgspec.Struct, frozen=True):
     plan: Plan
     prepared: Prepared
     captured: Captured | None
+    data: Path
     out: Path
     role: Role
     fingerprint: str
@@ -46,3 +48,9 @@ class Job(msgspec.Struct, frozen=True):
     def records(self) -> Path:
         """Folder of done.json, metrics.jsonl and the checkpoints."""
         return self.out / self.role.records
+
+    @property
+    def data_from_out(self) -> str:
+        """Where the rows are, seen from the result folder; empty where that is the run."""
+        data, out = self.data.resolve(), self.out.resolve()
+        return "" if data == out else os.path.relpath(data, out)

@@ -6,18 +6,21 @@ only. Pure but for the run's manifest.
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.facts import is_local, public
 from engine.yaml_text import to_yaml
 from trainer.forms import Form
+from trainer.gguf_file import llama_command
 from trainer.student import NAME, Student
 
 
 def model_card(student: Student, form: Form, report: Mapping[str, Any]) -> str:
     """Return the card; `report` is what export.json says."""
-    lines = [*_head(student, form), "", *_check(report), "", *_use(student, form), "", *_licence()]
+    lines = [*_head(student, form), "", *_check(report), "", *_use(student, form, report), "", *_licence()]
     return f"---\n{to_yaml(_front_matter(student, form))}---\n\n" + "\n".join(lines) + "\n"
 
 
@@ -64,16 +67,19 @@ def _check(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"letter {found['same']} times ({found['share']:.1%}), on {report['engine']}."
 
 
-def _use(student: Student, form: Form) -> Iterator[str]:
+def _use(student: Student, form: Form, report: Mapping[str, Any]) -> Iterator[str]:
+    kwargs = student.template_kwargs
+    template = f" --default-chat-template-kwargs {shlex.quote(json.dumps(kwargs))}" if kwargs else ""
     yield "## How to use it"
     yield ""
     yield "```"
     if form.file:
-        yield f"llama-server -m {form.file}"
+        yield llama_command(form.file, kwargs)
     elif form.adapter:
-        yield f"vllm serve {public(student.model)} --enable-lora --lora-modules {NAME}=FOLDER"
+        adapter = f"--enable-lora --lora-modules {NAME}=FOLDER --max-lora-rank {report['max_lora_rank']}"
+        yield f"vllm serve {public(student.model)} {adapter}{template}"
     else:
-        yield f"vllm serve FOLDER --served-model-name {NAME}"
+        yield f"vllm serve FOLDER --served-model-name {NAME}{template}"
     yield "```"
 
 

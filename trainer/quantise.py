@@ -15,11 +15,11 @@ from typing import Any
 
 from engine.errors import UsageError
 from engine.progress import note
-from engine.shards import read_manifest
 from trainer.examples import read_examples, split
 from trainer.gptq import Grid, round_layers
 from trainer.merge import load_merged, save_model
 from trainer.render import load_chat, render
+from trainer.roles import open_rows
 from trainer.student import Student
 
 GROUPS = (128, 64, 32)
@@ -129,9 +129,9 @@ def _group(model: Any) -> int:
 
 
 def _training_rows(student: Student) -> list[list[int]]:
-    """Return token ids of rows that the student was trained on, spread over the run."""
+    """Return token ids of rows that the student was trained on, spread over them."""
     settings = student.config.train
-    examples, _ = read_examples(student.run, read_manifest(student.run))
+    examples, _ = read_examples(*open_rows(student.data))
     learnt, _ = split(examples, val_fraction=settings.val_fraction, seed=settings.seed)
     chosen = sorted(learnt, key=lambda example: example.id)[:ROWS]
     rendered = render(load_chat(str(student.tokenizer), student.template_kwargs), chosen)

@@ -12,9 +12,9 @@ import msgspec
 from engine.config import Config
 from engine.errors import DataError, MissingError
 from engine.rows import Prompt, hash_id
-from engine.shards import read_manifest
 from engine.templates import numbered_lines
 from trainer.examples import read_examples, split
+from trainer.roles import open_rows
 from trainer.student import Student
 
 
@@ -31,10 +31,10 @@ def held_out_prompts(student: Student, most: int) -> list[Prompt]:
     Raises: MissingError where there is none, DataError with `path:line` where an item cannot be read.
     """
     config = student.config
-    found = _items(Path(config.eval.items)) if config.eval.items else _kept_back(student.run, config)
+    found = _items(Path(config.eval.items)) if config.eval.items else _kept_back(student.data, config)
     if not found:
         raise MissingError(
-            f"{student.run} has no row that was kept back from training to compare answers on; "
+            f"{student.data} has no row that was kept back from training to compare answers on; "
             "name held-out items with --set eval.items=FILE, or add --no-verify"
         )
     chosen = [found[key] for key in sorted(found)[:most]]
@@ -55,7 +55,7 @@ def _items(path: Path) -> dict[str, _Item]:
     return items
 
 
-def _kept_back(run: Path, config: Config) -> dict[str, _Item]:
-    examples, _ = read_examples(run, read_manifest(run))
+def _kept_back(data: Path, config: Config) -> dict[str, _Item]:
+    examples, _ = read_examples(*open_rows(data))
     _, kept_back = split(examples, val_fraction=config.train.val_fraction, seed=config.train.seed)
     return {hash_id(example.question, ""): _Item(example.question) for example in kept_back}

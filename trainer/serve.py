@@ -25,6 +25,7 @@ from engine.progress import note
 from engine.vllm_settings import engine_arguments, prepare_environment
 from trainer.export_model import FAILED, FOLDER, REPORT
 from trainer.forms import FORMS
+from trainer.gguf_file import llama_command
 from trainer.student import NAME, Student, adapter_rank
 
 PORT = 8002
@@ -90,7 +91,8 @@ def place(student: Student, form: str) -> tuple[Path | None, str]:
             f"{folder} is of an earlier student; potstill export-model {student.run} --to {form} writes it anew"
         )
     if FORMS[form].file:
-        raise UsageError(f"--form {form} is for llama.cpp, not for vLLM; llama-server -m {folder / FORMS[form].file}")
+        command = llama_command(str(folder / FORMS[form].file), student.template_kwargs)
+        raise UsageError(f"--form {form} is for llama.cpp, not for vLLM; {command}")
     return (folder, student.model) if FORMS[form].adapter else (None, str(folder))
 
 

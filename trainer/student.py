@@ -43,6 +43,11 @@ class Student(msgspec.Struct, frozen=True):
         """What the chat template is called with, in training and ever after."""
         return self.config.teacher.chat_template_kwargs
 
+    @property
+    def data(self) -> Path:
+        """Run or file whose rows it was trained on."""
+        return self.run / self.done.data
+
     def asked_as(self, model: str, adapter: str = "") -> Teacher:
         """Return settings to ask a model of this student through a Backend, on vLLM."""
         return msgspec.structs.replace(

@@ -80,7 +80,7 @@ def _train(config: Config, data: Path, out: Path, role: Role, plan: Plan | None 
         if first:
             need = on_policy.with_teacher(need, config, plan.dtype)
         check_card(need, plan.memory_bytes)
-        job = Job(config, settings, plan, prepared, captured, out, role, wanted, start, need)
+        job = Job(config, settings, plan, prepared, captured, data, out, role, wanted, start, need)
         return _fit(job, checkpoint)
 
 
@@ -228,6 +228,7 @@ def _finished(job: Job, trainer: Any, journal: Journal) -> Done:
         tuning=job.plan.tuning,
         dtype=job.plan.dtype,
         layers=job.start.layers,
+        data=job.data_from_out,
         method=job.config.train.method,
         unmatched=job.captured.unmatched if job.captured else 0,
         parameters=job.need.parameters,
