@@ -78,12 +78,20 @@ def run_all(jobs: dict[str, Job], held_out: str, *, together: bool) -> dict[str,
             results[name] = processes[place].work()
             if results[name]:
                 results[name]["settings"] = [*job.overrides]
-                note(f"{name}: {results[name]['train_s']:.1f} s of training")
+                note(f"{name}: {_told(results[name])}")
         _evaluate(jobs, results, held_out, processes)
     finally:
         for process in processes:
             process.end()
     return results
+
+
+def _told(result: dict[str, Any]) -> str:
+    """Say what a contender did, so that a bench that is ended on the way leaves figures."""
+    timed, whole = result["timed"], f"{result['steps']} steps in {result['train_s']:.1f} s"
+    if not timed["s"]:
+        return f"{whole}, none of them timed"
+    return f"{whole}, {timed['real'] / timed['s']:,.0f} tokens/s in {timed['step']} steps after the warm-up"
 
 
 def _evaluate(
