@@ -118,7 +118,9 @@ def _cpu(teacher: Teacher) -> dict[str, Any]:
 
 def _cuda(teacher: Teacher, model: str) -> dict[str, Any]:
     """Return what suits a GPU. Left out is what vLLM sets by the size of the card."""
-    arguments: dict[str, Any] = {"compilation_config": {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}}
+    arguments: dict[str, Any] = {}
+    if not teacher.engine_args.get("enforce_eager"):
+        arguments["compilation_config"] = {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}
     if teacher.max_num_seqs:
         arguments["max_num_seqs"] = teacher.max_num_seqs
     elif _parameters(model, teacher) < SMALL_PARAMETERS:

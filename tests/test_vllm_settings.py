@@ -63,6 +63,8 @@ def test_on_a_gpu_a_small_model_takes_what_its_graphs_cover(tmp_path: Path, laye
     assert arguments["compilation_config"] == {"cudagraph_capture_sizes": sorted(CAPTURE_SIZES)}
     named = engine_arguments(Teacher(max_num_seqs=9), str(tmp_path), watched=False, cpu=False)
     assert named["max_num_seqs"] == 9
+    eager = engine_arguments(Teacher(engine_args={"enforce_eager": True}), str(tmp_path), watched=False, cpu=False)
+    assert "compilation_config" not in eager
 
 
 @pytest.mark.parametrize(("settings", "rank"), [({"r": 12}, 16), ({"r": 8, "rank_pattern": {"q": 40}}, 64)])
