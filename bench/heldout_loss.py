@@ -28,7 +28,7 @@ def losses(config: Config, held_out: Path, students: dict[str, str]) -> dict[str
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet():
-        chat = load_chat(config.student.model, {})
+        chat = load_chat(config.student.model, config.teacher.chat_template_kwargs)
         rows = list(render(chat, [example_of(row) for row in read_run(held_out)]))
         base = AutoModelForCausalLM.from_pretrained(config.student.model, dtype=torch.float32).to(device).eval()
         found = {"untrained": loss_of(base, rows)}

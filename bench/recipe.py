@@ -179,6 +179,10 @@ def _watch(trainer: Any, clock: Clock) -> None:
     class Marks(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Marks the two ends of what is timed."""
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if clock.warm_up == 0:
+                clock.mark(0)
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step in (clock.warm_up, state.max_steps):
                 clock.mark(state.global_step)

@@ -16,7 +16,7 @@ from bench.machine import machine
 from bench.train_contender import CONTENDERS, Job
 from bench.train_processes import run_all
 from bench.train_report import table, write_report
-from bench.train_rows import Rows, load_rows, write_run
+from bench.train_rows import TEMPLATE_KWARGS, Rows, load_rows, write_run
 from bench.train_shapes import PACKAGED, SHAPES, model_of
 from engine.config import Config, Train, dump, from_mapping
 from engine.errors import PotstillError
@@ -66,7 +66,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             raise PotstillError(f"--contenders: no {name}; there are {', '.join(CONTENDERS)}")
     with tempfile.TemporaryDirectory(prefix="potstill-bench-") as folder:
         with quiet():
-            chat = load_chat(resolve_model(PACKAGED if args.shape in SHAPES else args.shape, key="--shape"), {})
+            tokenizer_of = resolve_model(PACKAGED if args.shape in SHAPES else args.shape, key="--shape")
+            chat = load_chat(tokenizer_of, TEMPLATE_KWARGS)
             rows = load_rows(args.data, args.rows, args.held_out, chat, seed=args.seed)
             model = model_of(args.shape, Path(folder) / "model")
         write_run(Path(folder) / "run", rows.train)
@@ -92,7 +93,8 @@ def _config(args: argparse.Namespace, model: str) -> Config:
     train: dict[str, Any] = {"epochs": args.epochs, "val_fraction": 0, "checkpoint_steps": 0, "seed": args.seed}
     if args.steps:
         train["max_steps"] = args.steps
-    return from_mapping({"student": {"model": model}, "train": train}, where="bench train")
+    teacher = {"chat_template_kwargs": TEMPLATE_KWARGS}
+    return from_mapping({"teacher": teacher, "student": {"model": model}, "train": train}, where="bench train")
 
 
 def _job(name: str, args: argparse.Namespace, folder: Path, place: int, here: Machine) -> Job:

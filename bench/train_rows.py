@@ -30,6 +30,10 @@ TEMPLATES = Path(__file__).parent.parent / "data" / "templates" / "three-tasks.t
 MAX_LENGTH = 2048
 """The recipe's limit; it would cut longer rows, Potstill would drop them, so none is handed to either."""
 
+TEMPLATE_KWARGS = {"enable_thinking": False}
+"""What chat templates are called with. Of a model that can think, the recipe's `text` has an empty thought before the
+answer; so has Potstill's prompt with this. Other templates do not look at it."""
+
 
 class Rows(msgspec.Struct, frozen=True):
     """What is trained on and what is held out, with the tokens of the training rows."""

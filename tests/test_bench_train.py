@@ -15,6 +15,13 @@ from engine.errors import DataError, PotstillError
 from potstill import main
 from trainer.render import Chat, load_chat
 
+THINKING = """{%- for turn in messages %}<|im_start|>{{ turn.role + '\n' }}
+{%- if turn.role == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{%- endif %}
+{{- turn.content + '<|im_end|>\n' }}{%- endfor %}
+{%- if add_generation_prompt %}<|im_start|>{{ 'assistant\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"""
+"""As Qwen3's: an answer has an empty thought before it, and so has a prompt of `enable_thinking = false`."""
+
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
@@ -132,15 +139,19 @@ def test_a_contender_that_fails_does_not_take_the_others_with_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     student = tiny_student(tmp_path / "tiny")
-    command = f"bench train --shape {student} --rows 40 --held-out 20 --steps 3 --warm-up 1 --together"
-    assert main([*command.split(), "--contenders", "potstill-unsloth,potstill-trl", "--write", str(tmp_path)]) == 1
+    (student / "chat_template.jinja").write_text(THINKING)
+    command = f"bench train --shape {student} --rows 40 --held-out 20 --steps 3 --warm-up 0 --together"
+    contenders = "potstill-unsloth,recipe,potstill-trl"
+    assert main([*command.split(), "--contenders", contenders, "--write", str(tmp_path)]) == 1
     out, err = capfd.readouterr()
     assert out == ""
     assert "potstill-unsloth: train.backend = unsloth: there is no GPU" in err
     assert "bench train: potstill-unsloth failed" in err
     found = json.loads((tmp_path / "train-tiny.json").read_text())
     assert found["failed"] == ["potstill-unsloth"]
-    assert found["results"]["potstill-trl"]["steps"] == 3
+    steps = {name: (figures["steps"], figures["timed_steps"]) for name, figures in found["results"].items()}
+    # Potstill's clock starts at the first point of its loss curve.
+    assert steps == {"recipe": (3, 3), "potstill-trl": (3, 2)}
     assert main(["bench", "train", "--contenders", "axolotl"]) != 0
 
 
