@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from engine.command import Command, config_arguments, set_argument
+from engine.command import Command, command_of, config_arguments, names_in, set_argument
 from engine.config import load
 
 
@@ -25,30 +25,6 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
     return generate(settings, args.out, resume=args.resume, gate=not args.no_gate, metrics_port=args.metrics_port)
 
 
-def _filter_arguments(parser: argparse.ArgumentParser) -> None:
-    from engine.filter_run import add_arguments
-
-    add_arguments(parser)
-
-
-def _filter(args: argparse.Namespace) -> dict[str, Any]:
-    from engine.filter_run import main
-
-    return main(args)
-
-
-def _explain_arguments(parser: argparse.ArgumentParser) -> None:
-    from engine.explain import add_arguments
-
-    add_arguments(parser)
-
-
-def _explain(args: argparse.Namespace) -> dict[str, Any]:
-    from engine.explain import main
-
-    return main(args)
-
-
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
@@ -57,18 +33,6 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
     from engine.verify import verify
 
     return verify(args.run)
-
-
-def _replay_arguments(parser: argparse.ArgumentParser) -> None:
-    from engine.replay import add_arguments
-
-    add_arguments(parser)
-
-
-def _replay(args: argparse.Namespace) -> dict[str, Any]:
-    from engine.replay import main
-
-    return main(args)
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +54,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from engine.export import Request, export
 
     request = Request(
-        to=[name.strip() for name in args.to.split(",") if name.strip()],
+        to=names_in(args.to),
         out=args.out,
         name=args.name,
         val_fraction=args.val_fraction,
@@ -103,9 +67,9 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 COMMANDS = {
     "generate": Command(_generate_arguments, _generate),
-    "filter": Command(_filter_arguments, _filter),
-    "explain": Command(_explain_arguments, _explain),
+    "filter": command_of("engine.filter_run"),
+    "explain": command_of("engine.explain"),
     "verify": Command(_verify_arguments, _verify),
-    "replay": Command(_replay_arguments, _replay, failed=lambda result: not result["equal"]),
+    "replay": command_of("engine.replay", failed=lambda result: not result["equal"]),
     "export": Command(_export_arguments, _export),
 }

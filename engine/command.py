@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,24 @@ class Command(msgspec.Struct, frozen=True):
     run: Callable[[argparse.Namespace], dict[str, Any]]
     failed: Callable[[dict[str, Any]], bool] | None = None
     """Says of the result that the exit code is 1."""
+
+
+def command_of(module: str, failed: Callable[[dict[str, Any]], bool] | None = None) -> Command:
+    """Return the command of a module with `add_arguments(parser)` and `main(args)`, imported once it is wanted."""
+
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        importlib.import_module(module).add_arguments(parser)
+
+    def run(args: argparse.Namespace) -> dict[str, Any]:
+        found: dict[str, Any] = importlib.import_module(module).main(args)
+        return found
+
+    return Command(arguments, run, failed)
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names of a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:

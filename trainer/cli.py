@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from engine.command import Command, config_arguments, set_argument
+from engine.command import Command, config_arguments, names_in, set_argument
 from engine.config import load
 from engine.errors import MissingError, TrainError
 from trainer import ranks
@@ -68,8 +68,10 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from trainer.forms import FORMS
+
     parser.add_argument("run", type=Path, metavar="RUN", help="folder with the trained student")
-    parser.add_argument("--to", required=True, metavar="FORMS", help="some of adapter,merged,fp8,w4a16,gguf")
+    parser.add_argument("--to", required=True, metavar="FORMS", help=f"some of {','.join(FORMS)}")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="gets a folder a form; default: RUN/models")
     parser.add_argument("--items", type=int, default=100, metavar="N", help="held-out questions; default: 100")
     parser.add_argument("--no-verify", action="store_true", help="do not compare answers with the student's")
@@ -83,7 +85,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from trainer.export_model import Request, export_model
 
     request = Request(
-        to=[name.strip() for name in args.to.split(",") if name.strip()],
+        to=names_in(args.to),
         out=args.out,
         items=args.items,
         verify=not args.no_verify,
@@ -94,11 +96,17 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    from trainer.serve import GPU_SHARE, PORT
+
     parser.add_argument("run", type=Path, metavar="RUN", help="folder with the trained student")
     parser.add_argument("--form", default="", metavar="FORM", help="an exported form; default: what training left")
-    parser.add_argument("--port", type=int, default=8002, help="default: 8002")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
     parser.add_argument(
-        "--gpu-memory-utilization", type=float, default=0.4, metavar="SHARE", help="share of the card; default: 0.4"
+        "--gpu-memory-utilization",
+        type=float,
+        default=GPU_SHARE,
+        metavar="SHARE",
+        help=f"share of the card; default: {GPU_SHARE}",
     )
     parser.add_argument("--print", action="store_true", help="print the command and start nothing")
     parser.add_argument("--smoke", action="store_true", help="start it, compare one answer with the offline one, stop")
