@@ -1,53 +1,23 @@
 """Memory that the compiled filter works in: a chunk of lines with what is known of its rows, names, marks.
 
-Promises that every buffer ends in bytes that may be read (engine/native/memory.py), and that an address is only given
-out for memory that its owner keeps.
+Knows where the words of a row are, not what they mean.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from itertools import accumulate
 
 from engine.columns import BadLine
 from engine.filter import DUPLICATE
 from engine.filter_batch import put_mark
 from engine.native import commit, lines
 from engine.native.memory import PADDING
+from engine.room import WORD, Room
 
-WORD = 8
 ROW_BYTES = WORD * lines.ROW_WORDS
 ROWS_AT_FIRST = 256
-
-
-class Room:
-    """Memory at an address."""
-
-    __slots__ = ("address", "array")
-
-    def __init__(self, array: Any) -> None:
-        self.array = array
-        self.address = int(array.ctypes.data)
-
-    @classmethod
-    def of(cls, data: bytes) -> Room:
-        """Return a copy of some bytes."""
-        return cls(np.frombuffer(data + bytes(PADDING), np.uint8))
-
-    def at_least(self, size: int) -> Room:
-        """Return this memory, or larger one, whose content is lost, if it has not so many bytes."""
-        return self if len(self.array) >= size + PADDING else Room(np.empty(size * 5 // 4 + PADDING, np.uint8))
-
-    def until(self, end: int) -> memoryview:
-        """Return what stands before an address."""
-        return memoryview(self.array)[: end - self.address]
-
-
-def empty() -> Room:
-    """Return memory of no size yet."""
-    return Room(np.empty(PADDING, np.uint8))
 
 
 class Chunk:
@@ -63,10 +33,10 @@ class Chunk:
         """Lines that are not rows, by their place in the chunk, and why."""
         self.topics: dict[int, str] = {}
         """What the cap counts a row under, where Python read it."""
-        self.data = empty()
-        self.scratch = empty()
-        self.rows = Room(np.empty((ROWS_AT_FIRST, lines.ROW_WORDS), np.int64))
-        self.fields = Room(np.zeros(lines.FIELD_COUNT * lines.FIELD_WORDS, np.int64))
+        self.data = Room(0)
+        self.scratch = Room(0)
+        self.fields = Room(WORD * lines.FIELD_COUNT * lines.FIELD_WORDS)
+        self._make_rows(ROWS_AT_FIRST)
 
     def fill(self, name: str, data: bytes) -> None:
         """Take lines in; a missing last newline is put in."""
@@ -74,41 +44,45 @@ class Chunk:
         self.data = self.data.at_least(self.size + 1)
         # Decoded fields, the key and the first words are each no longer than the line.
         self.scratch = self.scratch.at_least(3 * self.size + 4 * PADDING)
-        self.data.array[: self.size] = np.frombuffer(data, np.uint8)
+        self.data.data[: self.size] = data
         if not data.endswith(b"\n"):
-            self.data.array[self.size] = ord("\n")
+            self.data.data[self.size] = ord("\n")
             self.size += 1
 
     def more_rows(self) -> None:
         """Make room for more rows than there are."""
-        rows = np.empty((2 * len(self.rows.array), lines.ROW_WORDS), np.int64)
-        rows[: self.count] = self.rows.array[: self.count]
-        self.rows = Room(rows)
+        before, used = self.rows, ROW_BYTES * self.count
+        self._make_rows(2 * self.most_rows)
+        self.rows.data[:used] = before.data[:used]
 
-    def column(self, word: int) -> Any:
-        """Return one word of every row."""
-        return self.rows.array[: self.count, word]
+    def _make_rows(self, most: int) -> None:
+        self.most_rows = most
+        self.rows = Room(ROW_BYTES * most)
+        self.words = self.rows.words()
+        """The words of all rows, one row behind the other."""
+        self.found = Room(WORD * most)
+        """Places of some rows."""
 
     def between(self, start: int, end: int) -> bytes:
         """Return the bytes between two addresses."""
         begin = self.data.address
-        return bytes(self.data.array[start - begin : end - begin])
+        return bytes(self.data.data[start - begin : end - begin])
 
     def line(self, place: int) -> bytes:
         """Return a line."""
-        return self.between(*self.rows.array[place, [lines.LINE, lines.NEXT]].tolist())
+        row = lines.ROW_WORDS * place
+        return self.between(self.words[row + lines.LINE], self.words[row + lines.NEXT])
 
-    def numbers(self, first: int) -> Any:
+    def numbers(self, first: int) -> list[int]:
         """Return the number in the input of every line that is not blank."""
-        there = self.column(lines.STATE) != lines.BLANK
-        return there.cumsum() - there + first
+        states = self.words[lines.STATE : lines.ROW_WORDS * self.count : lines.ROW_WORDS]
+        return list(accumulate((state != lines.BLANK for state in states), initial=first))
 
     def bad_lines(self, first: int) -> dict[int, BadLine]:
         """Return the lines that are not rows, by their number in the input."""
         numbers = self.numbers(first)
         return {
-            int(numbers[place]): BadLine(self.first_line + place, reason, self.line(place))
-            for place, reason in self.bad
+            numbers[place]: BadLine(self.first_line + place, reason, self.line(place)) for place, reason in self.bad
         }
 
 
@@ -118,12 +92,11 @@ class Names:
     def __init__(self, names: Sequence[str | None]) -> None:
         spelled = [b"" if name is None else name.encode() for name in names]
         self._text = Room.of(b"".join(spelled))
-        table, place = [], self._text.address
+        self._table, place = array("q"), self._text.address
         for name, text in zip(names, spelled, strict=True):
-            table.append((place, -1 if name is None else len(text)))
+            self._table.extend((place, -1 if name is None else len(text)))
             place += len(text)
-        self._table = Room(np.array(table, np.int64))
-        self.address = self._table.address
+        self.address = self._table.buffer_info()[0]
 
 
 class Marks:
@@ -136,32 +109,30 @@ class Marks:
 
     def __init__(self, around_topic: tuple[bytes, bytes]) -> None:
         self._first = (put_mark(DUPLICATE.rule, DUPLICATE.reason), *around_topic)
-        self.numbers: dict[int, dict[tuple[int, ...], int]] = {}
+        self.numbers: dict[tuple[int, ...], int] = {}
         """Of each mark, by the verdict and what it is for."""
         self.longest = 0
         self._texts: list[Room] = []
-        self._table = Room(np.zeros((2 * self.MOST, 2), np.int64))
+        self._table = array("q")
         self._clear()
 
     @property
     def address(self) -> int:
         """Return where the table is: address and length of each text."""
-        return self._table.address
+        return self._table.buffer_info()[0]
 
-    def put(self, verdict: int, what: tuple[int, ...], text: bytes) -> None:
-        """Add a mark."""
-        number = len(self._texts)
-        if number == len(self._table.array):
-            self._table = Room(np.concatenate([self._table.array, np.zeros_like(self._table.array)]))
-        room = Room.of(text)
+    def put(self, what: tuple[int, ...], text: bytes) -> int:
+        """Add a mark and return its number."""
+        room, number = Room.of(text), len(self._texts)
         self._texts.append(room)
-        self._table.array[number] = room.address, len(text)
-        self.numbers[verdict][what] = number
+        self._table.extend((room.address, len(text)))
+        self.numbers[what] = number
         self.longest = max(self.longest, len(text))
+        return number
 
     def text(self, number: int) -> bytes:
         """Return a mark."""
-        return bytes(self._texts[number].array[:-PADDING])
+        return bytes(self._texts[number].data[:-PADDING])
 
     def tidy(self) -> None:
         """Forget the marks if they are many; their numbers hold until then."""
@@ -170,7 +141,8 @@ class Marks:
 
     def _clear(self) -> None:
         self.longest = 0
-        self.numbers = {verdict: {} for verdict in range(commit.FULL + 1)}
+        self.numbers.clear()
         self._texts.clear()
-        for text in self._first:
-            self.put(commit.DUPLICATE, (), text)
+        del self._table[:]
+        for number, text in enumerate(self._first):
+            self.put((commit.DUPLICATE, number), text)

@@ -10,21 +10,21 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 import xxhash
 
 from engine.columns import MARKS, Columns, Parser
 from engine.filter import RULES, Filter
 from engine.filter_batch import Judged, put_mark, put_mark_beside_own
-from engine.filter_chunk import ROW_BYTES, Chunk, Marks, Names, Room, empty
+from engine.filter_chunk import ROW_BYTES, Chunk, Marks, Names
 from engine.key_table import KeyTable
 from engine.native import commit, kernel, lines
 from engine.native.hash128 import SECRET
 from engine.native.phrases import NONE, SUSPECT
 from engine.phrase_table import PhraseTable
+from engine.room import WORD, Room
 
 if TYPE_CHECKING:
     from engine.native.load import Run
@@ -36,11 +36,11 @@ _TOPIC = "topic"
 _NUMBER_BYTES = 32
 """Room for a row's number and the end of its line."""
 _MARKED_BY = {
-    commit.LENGTH: [lines.CHARS],
-    commit.BANNED: [lines.PHRASE],
-    commit.FULL: [lines.CAP, lines.CAP_LOW],
+    commit.LENGTH: lines.CHARS,
+    commit.BANNED: lines.PHRASE,
+    commit.FULL: lines.CAP,
 }
-"""Words of a row that say which mark it gets, by verdict."""
+"""Word of a row that says which mark it gets, by verdict."""
 
 
 class NativeFilter:
@@ -58,13 +58,13 @@ class NativeFilter:
         used = ("instruction", "output", *fields)
         self._names = Names([getattr(columns, name) if name in used else None for name in _FIELDS])
         self._mark_names = Names(MARKS)
-        self._dedup = Room(np.array([_FIELDS.index(name) for name in settings.dedup_on], np.int64))
+        self._dedup = array("q", [_FIELDS.index(name) for name in settings.dedup_on])
         self._secret = Room.of(SECRET)
         self.seen = KeyTable(run, commit.KEY_WIDTH)
         self.caps = KeyTable(run, commit.COUNT_WIDTH)
         before, behind = put_mark("cap", rules.cap_reason(_TOPIC)).split(_TOPIC.encode())
         self._marks = Marks((before, behind))
-        self._kept, self._rejected = empty(), empty()
+        self._kept, self._rejected = Room(0), Room(0)
         self._again = Chunk()
 
     def scan(self, chunk: Chunk, name: str, data: bytes) -> Chunk:
@@ -72,25 +72,31 @@ class NativeFilter:
         chunk.fill(name, data)
         given = self._scan_parameters(chunk)
         while given[lines.DATA] < given[lines.END]:
-            if chunk.count == len(chunk.rows.array):
+            if chunk.count == chunk.most_rows:
                 chunk.more_rows()
             given[lines.ROWS] = chunk.rows.address + ROW_BYTES * chunk.count
-            given[lines.ROOM] = len(chunk.rows.array) - chunk.count
+            given[lines.ROOM] = chunk.most_rows - chunk.count
             chunk.count += self._run(kernel.SCAN, given.buffer_info()[0])
-        for place in np.flatnonzero(chunk.column(lines.STATE) == lines.UNREAD).tolist():
+        for place in self._find(chunk, lines.STATE, lines.UNREAD):
             self._read(chunk, place)
-        for place in np.flatnonzero(chunk.column(lines.PHRASE) == SUSPECT).tolist():
+        for place in self._find(chunk, lines.PHRASE, SUSPECT):
             found = self._guard.find(self._string(chunk, place, lines.OUTPUT, lines.OUTPUT_END))
-            chunk.rows.array[place, lines.PHRASE] = NONE if found is None else found
+            chunk.words[lines.ROW_WORDS * place + lines.PHRASE] = NONE if found is None else found
         return chunk
+
+    def _find(self, chunk: Chunk, word: int, value: int) -> list[int]:
+        """Return the places of the rows of which a word has a value."""
+        given = array("q", (chunk.rows.address, chunk.count, word, value, chunk.found.address))
+        count = self._run(kernel.FIND, given.buffer_info()[0])
+        return chunk.found.words()[:count].tolist() if count else []
 
     def _scan_parameters(self, chunk: Chunk) -> array[int]:
         by = lines.BY_TEMPLATE if self._by_template else lines.BY_PREFIX
-        given = array("q", bytes(8 * (lines.MARKS + 1)))
+        given = array("q", bytes(WORD * (lines.MARKS + 1)))
         given[lines.DATA], given[lines.END] = chunk.data.address, chunk.data.address + chunk.size
         given[lines.SCRATCH], given[lines.FIELDS] = chunk.scratch.address, chunk.fields.address
         given[lines.NAMES], given[lines.MARKS] = self._names.address, self._mark_names.address
-        given[lines.DEDUP], given[lines.DEDUP_FIELDS] = self._dedup.address, len(self._dedup.array)
+        given[lines.DEDUP], given[lines.DEDUP_FIELDS] = self._dedup.buffer_info()
         given[lines.CAP_BY] = by if self.filter.settings.cap_per_template else lines.BY_NOTHING
         given[lines.TABLE] = self._phrases.address if self._phrases else 0
         given[lines.LEAST], given[lines.MOST] = self.filter.settings.min_chars, self.filter.settings.max_chars
@@ -99,7 +105,8 @@ class NativeFilter:
 
     def _read(self, chunk: Chunk, place: int) -> None:
         """Read a line that the compiled code left, and note the same of it."""
-        row, line = chunk.rows.array[place], chunk.line(place)
+        first = lines.ROW_WORDS * place
+        row, line = chunk.words[first : first + lines.ROW_WORDS], chunk.line(place)
         row[lines.PHRASE], row[lines.TOPIC] = NONE, 0
         if line.isspace():
             row[lines.STATE] = lines.BLANK
@@ -124,7 +131,8 @@ class NativeFilter:
 
     def _string(self, chunk: Chunk, place: int, start: int, end: int) -> str:
         """Return what a raw JSON string of a row says."""
-        raw = chunk.between(*chunk.rows.array[place, [start, end]].tolist())
+        row = lines.ROW_WORDS * place
+        raw = chunk.between(chunk.words[row + start], chunk.words[row + end])
         text: str = msgspec.json.decode(b'"' + raw + b'"')
         return text
 
@@ -132,11 +140,10 @@ class NativeFilter:
         """Return the verdicts on a scanned chunk, whose first line that is not blank has this number in the input."""
         settings = self.filter.settings
         counts = self._commit(chunk, settings.min_chars, settings.max_chars, settings.cap_per_template)
-        verdicts = chunk.column(lines.VERDICT)
-        self._put_marks(chunk, verdicts)
-        rules = Counter(dict(zip(RULES, counts[commit.DUPLICATE :], strict=True)))
+        self._put_marks(chunk)
+        rules = Counter(dict(zip(RULES, counts[commit.DUPLICATE : commit.BESIDE_OWN], strict=True)))
         judged = self._gather(chunk, first, rules)
-        if ((chunk.column(lines.STATE) == lines.MARKED) & (verdicts > commit.KEPT)).any():
+        if counts[commit.BESIDE_OWN]:
             judged.rejected = self._beside_own(chunk, first)
         judged.keeps = counts[commit.KEPT]
         return judged
@@ -144,18 +151,18 @@ class NativeFilter:
     def restore(self, data: bytes, *, kept: bool) -> None:
         """Take in rows that were judged before: kept ones with their caps, or rejected ones that are no duplicates."""
         chunk = self.scan(self._again, "", data)
-        chunk.column(lines.PHRASE)[:] = NONE
+        chunk.words[lines.PHRASE : lines.ROW_WORDS * chunk.count : lines.ROW_WORDS] = array("q", [NONE]) * chunk.count
         self._commit(chunk, 0, sys.maxsize, self.filter.settings.cap_per_template if kept else 0)
 
     def outputs(self, chunk: Chunk, most: int) -> list[str]:
         """Return the outputs of the first rows that were kept."""
-        kept = np.flatnonzero(chunk.column(lines.VERDICT) == commit.KEPT)[:most].tolist()
+        kept = self._find(chunk, lines.VERDICT, commit.KEPT)[:most]
         return [self._parser.read_line(chunk.line(place)).output for place in kept]
 
     def _commit(self, chunk: Chunk, shortest: int, longest: int, limit: int) -> list[int]:
-        """Give the rows their verdicts and return how many got which."""
-        counts = array("q", bytes(8 * (commit.FULL + 1)))
-        given = array("q", bytes(8 * (commit.COUNTS + 1)))
+        """Give the rows their verdicts and return how many got which, and how many have a mark of their own."""
+        counts = array("q", bytes(WORD * (commit.BESIDE_OWN + 1)))
+        given = array("q", bytes(WORD * (commit.COUNTS + 1)))
         given[commit.ROWS], given[commit.COUNT] = chunk.rows.address, chunk.count
         given[commit.SEEN], given[commit.CAPS] = self.seen.address, self.caps.address
         given[commit.SHORTEST], given[commit.LONGEST], given[commit.LIMIT] = shortest, longest, limit
@@ -166,23 +173,19 @@ class NativeFilter:
             given[commit.FIRST] = done
         return counts.tolist()
 
-    def _put_marks(self, chunk: Chunk, verdicts: Any) -> None:
-        """Give the rows that are rejected, and are no duplicates, their marks."""
+    def _put_marks(self, chunk: Chunk) -> None:
+        """Give the rejected rows that have none yet their marks."""
         self._marks.tidy()
-        for verdict, words in _MARKED_BY.items():
-            # A full cap whose name is plain has its mark already.
-            places = np.flatnonzero((verdicts == verdict) & (chunk.column(lines.MARK) == 0))
-            if not places.size:
-                continue
-            whats = list(zip(*chunk.rows.array[places[:, None], words].T.tolist(), strict=True))
-            known = self._marks.numbers[verdict]
-            numbers = list(map(known.get, whats))
-            if None in numbers:
-                for place, what in zip(places.tolist(), whats, strict=True):
-                    if what not in known:
-                        self._marks.put(verdict, what, self._mark(chunk, place, verdict, what[0]))
-                numbers = list(map(known.get, whats))
-            chunk.rows.array[places, lines.MARK] = numbers
+        words, known = chunk.words, self._marks.numbers
+        for place in self._find(chunk, lines.MARK, commit.UNMARKED):
+            row = lines.ROW_WORDS * place
+            verdict = words[row + lines.VERDICT]
+            value = words[row + _MARKED_BY[verdict]]
+            what = (verdict, value, words[row + lines.CAP_LOW] if verdict == commit.FULL else 0)
+            number = known.get(what)
+            if number is None:
+                number = self._marks.put(what, self._mark(chunk, place, verdict, value))
+            words[row + lines.MARK] = number
 
     def _mark(self, chunk: Chunk, place: int, verdict: int, value: int) -> bytes:
         if verdict == commit.LENGTH:
@@ -195,7 +198,7 @@ class NativeFilter:
         """Return what the cap counts a row under."""
         if place in chunk.topics:
             return chunk.topics[place]
-        there = chunk.rows.array[place, lines.TOPIC] != 0
+        there = chunk.words[lines.ROW_WORDS * place + lines.TOPIC] != 0
         text = self._string(chunk, place, lines.TOPIC, lines.TOPIC_END) if there else ""
         return self.filter.cap_key(text, text)
 
@@ -205,7 +208,7 @@ class NativeFilter:
         # A row's line, the name of its cap, which is a part of the line, two marks around that at most, its number.
         most = 2 * chunk.size + rules.total() * (2 * self._marks.longest + _NUMBER_BYTES)
         self._rejected = self._rejected.at_least(most)
-        given = array("q", bytes(8 * (commit.G_REJECTED_END + 1)))
+        given = array("q", bytes(WORD * (commit.G_REJECTED_END + 1)))
         given[commit.G_ROWS], given[commit.G_COUNT] = chunk.rows.address, chunk.count
         given[commit.G_KEPT], given[commit.G_REJECTED] = self._kept.address, self._rejected.address
         given[commit.G_MARKS], given[commit.G_NUMBER] = self._marks.address, first
@@ -218,12 +221,14 @@ class NativeFilter:
     def _beside_own(self, chunk: Chunk, first: int) -> list[bytes]:
         """Return the pieces of rejected rows of which some have fields that are called like a mark."""
         numbers, pieces = chunk.numbers(first), list[bytes]()
-        for place in np.flatnonzero(chunk.column(lines.VERDICT) > commit.KEPT).tolist():
-            number = int(chunk.rows.array[place, lines.MARK])
+        for place, verdict in enumerate(chunk.words[lines.VERDICT : lines.ROW_WORDS * chunk.count : lines.ROW_WORDS]):
+            if verdict <= commit.KEPT:
+                continue
+            number = chunk.words[lines.ROW_WORDS * place + lines.MARK]
             mark = self._marks.text(number)
             if number == commit.BEFORE_TOPIC:
                 mark += self._topic(chunk, place).encode() + self._marks.text(commit.BEHIND_TOPIC)
-            pieces += put_mark_beside_own(chunk.line(place), mark, int(numbers[place]))
+            pieces += put_mark_beside_own(chunk.line(place), mark, numbers[place])
         return pieces
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from engine.native.phrases import (
     BUCKET_BITS,
     ENTRY_WORDS,
     FACTOR,
     LOWER,
-    TEXT_WORDS,
     WIDE_FACTOR,
     WIDE_LOWER,
     WIDE_SIZE,
 )
+from engine.room import Room
 
 GROUP = 4
 """Bytes of a group, unless a phrase is shorter."""
@@ -47,33 +45,33 @@ class PhraseTable:
                     slot = _wide_slot(phrase[place : place + WIDE_SIZE])
                     wide.mark(slot)
                 entries += (number, place, where.push(slot, len(entries) // ENTRY_WORDS + 1))
-        self._kept: list[Any] = [narrow, wide, np.array(entries, np.int64)]
-        text = np.frombuffer(b"".join(phrases), np.uint8)
-        ends = np.cumsum([len(phrase) for phrase in phrases])
-        places = np.zeros((len(phrases), TEXT_WORDS), np.int64)
-        places[:, 1] = [len(phrase) for phrase in phrases]
-        places[:, 0] = text.ctypes.data + ends - places[:, 1]
-        self._kept += [text, places]
+        text, place = Room.of(b"".join(phrases)), 0
+        places = array("q")
+        for phrase in phrases:
+            places.extend((text.address + place, len(phrase)))
+            place += len(phrase)
         beyond = int(any(not phrase.isascii() for phrase in phrases))
-        addresses = [kept.ctypes.data for kept in (narrow.bits, narrow.heads, self._kept[2], places)]
-        wider = [wide.bits.ctypes.data, wide.heads.ctypes.data]
-        self._header = np.array([size, step, (1 << 8 * size) - 1, *addresses, beyond, *wider], np.int64)
-        self.address = self._header.ctypes.data
+        numbers = array("q", entries)
+        addresses = [kept.buffer_info()[0] for kept in (narrow.bits, narrow.heads, numbers, places)]
+        wider = [kept.buffer_info()[0] for kept in (wide.bits, wide.heads)]
+        self._kept = (narrow, wide, numbers, text, places)
+        self._header = array("q", [size, step, (1 << 8 * size) - 1, *addresses, beyond, *wider])
+        self.address = self._header.buffer_info()[0]
 
 
 class _Map:
     """Which hashes there are, and the first entry of each bucket of them."""
 
     def __init__(self) -> None:
-        self.bits = np.zeros(1 << (BUCKET_BITS + 4 - 3), np.uint8)
-        self.heads = np.zeros(1 << BUCKET_BITS, np.int64)
+        self.bits = array("B", bytes(1 << (BUCKET_BITS + 4 - 3)))
+        self.heads = array("q", bytes(8 << BUCKET_BITS))
 
     def mark(self, slot: int) -> None:
         self.bits[slot >> 3] |= 1 << (slot & 7)
 
     def push(self, slot: int, entry: int) -> int:
         """Put an entry before the others of its bucket; return which was the first."""
-        before = int(self.heads[slot >> 4])
+        before = self.heads[slot >> 4]
         self.heads[slot >> 4] = entry
         return before
 

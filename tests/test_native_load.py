@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -96,18 +97,28 @@ def test_the_switch_and_a_failed_build_leave_python(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_imports_neither_numba_nor_llvm(tmp_path: Path) -> None:
+def test_a_run_imports_nothing_large(tmp_path: Path) -> None:
     kernel()
-    (tmp_path / "rows.jsonl").write_bytes(b'{"instruction":"a","output":"fine answer"}\n')
+    lines = [
+        {"instruction": "a", "output": "fine answer"},
+        {"instruction": "a", "output": "fine answer"},
+        {"instruction": "a", "output": "no", "rule": "mine", "row_number": 1e9},
+        {"instruction": "b", "output": "As an AI language model, I cannot answer"},
+        {"instruction": "é", "output": "a \u212aelvin sign", "n": 1e99},
+        *({"instruction": "a b c d", "output": f"answer number {number}"} for number in range(60)),
+    ]
+    data = "\n".join([*map(json.dumps, lines), "", "no row"]).encode()
+    (tmp_path / "rows.jsonl").write_bytes(data)
     code = (
         "import sys; from pathlib import Path; from engine.config import Config;"
         "from engine.filter_run import filter_rows;"
-        f"filter_rows([{str(tmp_path / 'rows.jsonl')!r}], Path({str(tmp_path / 'out')!r}), Config());"
-        "print({'numba', 'llvmlite', 'hyperscan', 'engine.filter_native'} & set(sys.modules))"
+        f"found = filter_rows([{str(tmp_path / 'rows.jsonl')!r}], Path({str(tmp_path / 'out')!r}), Config());"
+        "print(found['kept'], found['failed'], *found['rejected'].values());"
+        "print({'numpy', 'numba', 'llvmlite', 'hyperscan', 'engine.filter_native'} & set(sys.modules))"
     )
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "{'engine.filter_native'}"
+    assert done.stdout.splitlines() == ["52 1 1 1 1 10", "{'engine.filter_native'}"]
 
 
 def test_only_what_is_understood_is_linked() -> None:

@@ -31,7 +31,11 @@ ROWS, FIRST, COUNT, SEEN, CAPS, SHORTEST, LONGEST, LIMIT, FULL_PART, COUNTS = ra
 G_ROWS, G_COUNT, G_KEPT, G_REJECTED, G_MARKS, G_NUMBER, G_WORDS, G_KEPT_END, G_REJECTED_END = range(9)
 """Words of the parameters of `gather`; G_WORDS: so many words of the instruction name a cap, or, at 0, the template."""
 NOT_A_ROW, KEPT, DUPLICATE, LENGTH, BANNED, FULL = range(6)
-"""Verdicts."""
+"""Verdicts; `judge` counts them."""
+BESIDE_OWN = FULL + 1
+"""Behind these counts: rejected rows with a field that is called like a mark."""
+UNMARKED = -1
+"""The mark of a rejected row whose mark is made by the caller."""
 BEFORE_TOPIC, BEHIND_TOPIC = 1, 2
 """Marks that go around the name of a cap, where that can be written as it is."""
 KEY_WIDTH, COUNT_WIDTH = 2, 3
@@ -49,9 +53,19 @@ def judge(q: int) -> int:
             if verdict == NOT_A_ROW:
                 return number
             put_word(row + 8 * VERDICT, verdict)
-            counter = word(q + 8 * COUNTS) + 8 * verdict
-            put_word(counter, word(counter) + 1)
+            _count(q, verdict)
+            if verdict > KEPT and state == MARKED:
+                _count(q, BESIDE_OWN)
+            if verdict > DUPLICATE:
+                is_plain = verdict == FULL and _is_plain(word(row + 8 * TOPIC), word(row + 8 * TOPIC_END))
+                put_word(row + 8 * MARK, BEFORE_TOPIC if is_plain else UNMARKED)
     return count
+
+
+def _count(q: int, what: int) -> int:
+    counter = word(q + 8 * COUNTS) + 8 * what
+    put_word(counter, word(counter) + 1)
+    return 0
 
 
 def _judge_row(q: int, row: int) -> int:
@@ -83,7 +97,6 @@ def _judge_row(q: int, row: int) -> int:
         if is_free(slot):
             take(caps, slot, cap_high, cap_low)
         if word(slot + 16) >= limit:
-            put_word(row + 8 * MARK, BEFORE_TOPIC if _is_plain(word(row + 8 * TOPIC), word(row + 8 * TOPIC_END)) else 0)
             return FULL
         put_word(slot + 16, word(slot + 16) + 1)
     return KEPT

@@ -81,8 +81,10 @@ def _teach_masks() -> None:
 
 
 def _teach_numbers() -> None:
+    import numpy as np
     from llvmlite import ir
     from numba.core import types
+    from numba.extending import overload
 
     number, unsigned = types.int64, types.uint64
     double = ir.IntType(128)
@@ -94,6 +96,10 @@ def _teach_numbers() -> None:
         product = builder.mul(builder.zext(one, double), builder.zext(other, double))
         return builder.trunc(builder.lshr(product, double(64)), ir.IntType(64))
 
+    def u64(value: Any) -> Callable[..., Any]:
+        return lambda value: np.uint64(value)
+
+    overload(memory.u64, strict=False)(u64)
     _teach(memory.lowest, lowest, number, number)
     _teach(memory.high_product, high_product, unsigned, unsigned, unsigned)
     _teach(memory.swap64, lambda builder, value: builder.bswap(value), unsigned, unsigned)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from engine.native.commit import gather, judge
 from engine.native.hash128 import digest
-from engine.native.lines import scan
+from engine.native.lines import find, scan
 from engine.native.memory import put_word, signed, word
 from engine.native.table import move
 
-SCAN, JUDGE, GATHER, MOVE, DIGEST = range(5)
+SCAN, JUDGE, GATHER, MOVE, FIND, DIGEST = range(6)
 
 
 def run(work: int, q: int) -> int:
@@ -21,6 +21,8 @@ def run(work: int, q: int) -> int:
         return gather(q)
     if work == MOVE:
         return move(word(q), word(q + 8), word(q + 16))
+    if work == FIND:
+        return find(q)
     high, low = digest(word(q), word(q + 8), word(q + 16), word(q + 24))
     put_word(q + 32, signed(high))
     put_word(q + 40, signed(low))

@@ -38,6 +38,8 @@ UNREAD, READ, MARKED, BLANK, BAD = range(5)
 DATA, END, ROWS, ROOM, SCRATCH, FIELDS, NAMES, DEDUP, DEDUP_FIELDS, CAP_BY, TABLE, PHRASE_CHARS = range(12)
 SECRET, LEAST, MOST, MARKS = range(12, 16)
 """Words of a scan's parameters; the first is moved to where it stopped."""
+F_ROWS, F_COUNT, F_WORD, F_VALUE, F_FOUND = range(5)
+"""Words of the parameters of `find`."""
 FIELD_WORDS = 4
 INSTRUCTION, OUTPUT_FIELD, INPUT, TEMPLATE, FIELD_COUNT = range(5)
 BY_NOTHING, BY_PREFIX, BY_TEMPLATE = range(3)
@@ -65,6 +67,17 @@ def scan(q: int) -> int:
         row += 8 * ROW_WORDS
         count += 1
     put_word(q + 8 * DATA, place)
+    return count
+
+
+def find(q: int) -> int:
+    """List the places of the rows of which a word has a value; return how many they are."""
+    at, count = word(q + 8 * F_ROWS) + 8 * word(q + 8 * F_WORD), 0
+    value, found = word(q + 8 * F_VALUE), word(q + 8 * F_FOUND)
+    for number in range(word(q + 8 * F_COUNT)):
+        if word(at + 8 * ROW_WORDS * number) == value:
+            put_word(found + 8 * count, number)
+            count += 1
     return count
 
 

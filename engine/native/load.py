@@ -16,11 +16,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import xxhash
 
 from engine.models import cache_folder
 from engine.progress import note
+from engine.room import address_of
 
 CACHE = "POTSTILL_CACHE"
 SWITCH = "POTSTILL_NATIVE"
@@ -85,7 +85,7 @@ def _map(path: Path) -> Run | None:
     except (OSError, ValueError):
         return None
     entry = int.from_bytes(image[24:32], "little")
-    address = np.frombuffer(image, np.uint8).ctypes.data + HEADER_BYTES + entry
+    address = address_of(image) + HEADER_BYTES + entry
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     function = kind(address)
 

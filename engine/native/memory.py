@@ -8,16 +8,19 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import numpy as np
-
 PADDING = 64
 """Bytes behind the end of every buffer that may be read or overwritten."""
 WIDE = 32
 """Bytes that one wide instruction looks at."""
 QUOTE, BACKSLASH, NEWLINE = ord('"'), ord("\\"), ord("\n")
 
-u64: Any = np.uint64
-"""Arithmetic that wraps; the kernels never mix it with plain numbers."""
+
+def u64(value: int) -> Any:
+    """Return a number for arithmetic that wraps; the kernels never mix it with plain numbers."""
+    # Here: what only runs compiled does without NumPy.
+    import numpy as np
+
+    return np.uint64(value)
 
 
 def load8(address: int) -> int:
