@@ -1,23 +1,27 @@
 """Tables of 128-bit keys for the compiled kernel (engine/native/table.py), whose memory is held here.
 
-Exact, about 24 bytes a key. A table grows part by part, so that growing takes little time and little more memory.
+Exact, about 20 bytes a key. A table grows part by part, and a part in place, so that growing takes little time and no
+more memory than what it adds.
 """
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from typing import TYPE_CHECKING
 
-from engine.native.kernel import MOVE
-from engine.native.table import PART_WORDS, PARTS
-from engine.room import WORD, Room
+from engine.native.kernel import SPREAD
+from engine.native.table import FULL_EIGHTHS, PART_WORDS, PARTS, TAKEN
+from engine.room import WORD, address_of
 
 if TYPE_CHECKING:
     from engine.native.load import Run
 
-FIRST_SLOTS = 64
-SMALL_SLOTS = 1 << 14
-"""A part of fewer slots is doubled when it is full, a larger one grows by half."""
+FIRST_PLACES = 64
+SMALL_PLACES = 1 << 10
+"""A part of fewer places is doubled when it is full, a larger one grows by a quarter."""
+SLOTS_BEHIND = 64
+"""Slots behind the last place, for keys that are pushed on; more are added in the rare case that these are taken."""
 
 
 class KeyTable:
@@ -27,31 +31,32 @@ class KeyTable:
         self._run = run
         self._width = width
         """Words of a slot."""
-        self._headers = array("q", bytes(WORD * PARTS * PART_WORDS))
+        self._headers = array("q")
+        self._slots = list[mmap.mmap]()
+        for _ in range(PARTS):
+            capacity = FIRST_PLACES + SLOTS_BEHIND
+            # Private, as only such memory can be made larger.
+            slots = mmap.mmap(-1, capacity * width * WORD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._slots.append(slots)
+            self._headers.extend((address_of(slots), FIRST_PLACES, 0, capacity))
         self.address = self._headers.buffer_info()[0]
-        self._slots = [Room(0)] * PARTS
-        for number in range(PARTS):
-            self._put(number, *self._new_part(FIRST_SLOTS))
 
     def __len__(self) -> int:
-        return sum(self._headers[2::PART_WORDS])
+        return sum(self._headers[TAKEN::PART_WORDS])
 
     def grow(self, part: int) -> bool:
         """Make room in the part whose header is at an address; False if it is another table's."""
         number, rest = divmod(part - self.address, PART_WORDS * WORD)
         if rest or not 0 <= number < PARTS:
             return False
-        slots = self._headers[number * PART_WORDS + 1]
-        header, room = self._new_part(slots * 2 if slots < SMALL_SLOTS else slots * 3 // 2)
-        given = array("q", (part, header.buffer_info()[0], self._width))
-        self._run(MOVE, given.buffer_info()[0])
-        self._put(number, header, room)
+        first = number * PART_WORDS
+        _, size, taken, capacity = self._headers[first : first + PART_WORDS]
+        more = SLOTS_BEHIND
+        if (taken + 1) * 8 > size * FULL_EIGHTHS:
+            more = size if size < SMALL_PLACES else size // 4
+            size += more
+        self._slots[number].resize((capacity + more) * self._width * WORD)
+        self._headers[first] = address_of(self._slots[number])
+        given = array("q", (part, self._width, size, capacity + more))
+        self._run(SPREAD, given.buffer_info()[0])
         return True
-
-    def _new_part(self, slots: int) -> tuple[array[int], Room]:
-        room = Room(slots * self._width * WORD)
-        return array("q", (room.address, slots, 0)), room
-
-    def _put(self, number: int, header: array[int], room: Room) -> None:
-        self._headers[number * PART_WORDS : (number + 1) * PART_WORDS] = header
-        self._slots[number] = room

@@ -23,7 +23,7 @@ from engine.native.lines import (
     VERDICT,
 )
 from engine.native.memory import BACKSLASH, QUOTE, copy, load8, load64, put_word, store8, u64, word
-from engine.native.table import find, is_free, is_full, part_of, take
+from engine.native.table import find, holds, is_full, part_of, put
 from engine.native.text import first_words
 
 ROWS, FIRST, COUNT, SEEN, CAPS, SHORTEST, LONGEST, LIMIT, FULL_PART, COUNTS = range(10)
@@ -73,20 +73,20 @@ def _judge_row(q: int, row: int) -> int:
     if high == u64(0) and low == u64(0):
         low = u64(1)
     part = part_of(word(q + 8 * SEEN), high)
-    if is_full(part):
+    if is_full(part, KEY_WIDTH):
         put_word(q + 8 * FULL_PART, part)
         return NOT_A_ROW
     cap_high, cap_low = load64(row + 8 * CAP), load64(row + 8 * CAP_LOW)
     if cap_high == u64(0) and cap_low == u64(0):
         cap_low = u64(1)
     caps = part_of(word(q + 8 * CAPS), cap_high)
-    if limit > 0 and is_full(caps):
+    if limit > 0 and is_full(caps, COUNT_WIDTH):
         put_word(q + 8 * FULL_PART, caps)
         return NOT_A_ROW
     slot = find(part, KEY_WIDTH, high, low)
-    if not is_free(slot):
+    if holds(slot, high, low):
         return DUPLICATE
-    take(part, slot, high, low)
+    put(part, KEY_WIDTH, slot, high, low)
     chars = word(row + 8 * CHARS)
     if chars < word(q + 8 * SHORTEST) or chars > word(q + 8 * LONGEST):
         return LENGTH
@@ -94,8 +94,8 @@ def _judge_row(q: int, row: int) -> int:
         return BANNED
     if limit > 0:
         slot = find(caps, COUNT_WIDTH, cap_high, cap_low)
-        if is_free(slot):
-            take(caps, slot, cap_high, cap_low)
+        if not holds(slot, cap_high, cap_low):
+            put(caps, COUNT_WIDTH, slot, cap_high, cap_low)
         if word(slot + 16) >= limit:
             return FULL
         put_word(slot + 16, word(slot + 16) + 1)

@@ -6,9 +6,9 @@ from engine.native.commit import gather, judge
 from engine.native.hash128 import digest
 from engine.native.lines import find, scan
 from engine.native.memory import put_word, signed, word
-from engine.native.table import move
+from engine.native.table import spread
 
-SCAN, JUDGE, GATHER, MOVE, FIND, DIGEST = range(6)
+SCAN, JUDGE, GATHER, SPREAD, FIND, DIGEST = range(6)
 
 
 def run(work: int, q: int) -> int:
@@ -19,8 +19,8 @@ def run(work: int, q: int) -> int:
         return judge(q)
     if work == GATHER:
         return gather(q)
-    if work == MOVE:
-        return move(word(q), word(q + 8), word(q + 16))
+    if work == SPREAD:
+        return spread(word(q), word(q + 8), word(q + 16), word(q + 24))
     if work == FIND:
         return find(q)
     high, low = digest(word(q), word(q + 8), word(q + 16), word(q + 24))
