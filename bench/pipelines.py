@@ -64,8 +64,7 @@ def _potstill(source: Path, folder: Path, phrases: tuple[str, ...], options: dic
     from engine.native.load import load_kernel
 
     compiled = load_kernel(build=False) is not None
-    for module in ("importlib.metadata", "engine.filter_workers" if compiled else "hyperscan"):
-        importlib.import_module(module)
+    importlib.import_module("engine.filter_workers" if compiled else "hyperscan")
     rules = {"phrases": list(phrases), **options.get("filter", {})}
     settings = from_mapping({"filter": rules}, where="bench")
 

@@ -6,7 +6,6 @@ only under the settings that it began with. Knows nothing of the command line.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from engine import __version__
 from engine import config as configuration
 from engine.columns import BadLine, Batch, Columns, Parsed, Parser
 from engine.config import Config
@@ -264,7 +264,7 @@ def _check_empty(folder: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "potstill": importlib.metadata.version("potstill")}
+    return {"python": platform.python_version(), "potstill": __version__}
 
 
 def _failed_line(name: str, bad: BadLine, number: int) -> bytes:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from engine.filter_chunk import Chunk
 from engine.filter_native import NativeFilter
 from engine.readers import Piece
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 CHUNK_BYTES = 1 << 19
 """Bytes of a chunk: large enough that Python's share is small, small enough for the processor's second cache."""
@@ -27,6 +30,8 @@ def scanned(native: NativeFilter, pieces: Iterable[Piece], *, workers: int) -> I
         for piece in pieces:
             yield native.scan(chunk, piece.name, piece.lines), piece
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     free = [Chunk() for _ in range(AHEAD * workers + 1)]
     waiting: deque[tuple[Future[Chunk], Piece]] = deque()
     with ThreadPoolExecutor(workers, "filter") as pool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FIRST_PLACES = 64
 SMALL_PLACES = 1 << 10
-"""A part of fewer places is doubled when it is full, a larger one grows by a quarter."""
+"""A part of fewer places is doubled when it is full, a larger one grows by an eighth."""
 SLOTS_BEHIND = 64
 """Slots behind the last place, for keys that are pushed on; more are added in the rare case that these are taken."""
 
@@ -53,7 +53,7 @@ class KeyTable:
         _, size, taken, capacity = self._headers[first : first + PART_WORDS]
         more = SLOTS_BEHIND
         if (taken + 1) * 8 > size * FULL_EIGHTHS:
-            more = size if size < SMALL_PLACES else size // 4
+            more = size if size < SMALL_PLACES else size // 8
             size += more
         self._slots[number].resize((capacity + more) * self._width * WORD)
         self._headers[first] = address_of(self._slots[number])

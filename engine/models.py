@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 from engine.errors import MissingError
@@ -64,6 +63,8 @@ def _unpack(package: str, *, key: str) -> Path:
     files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     if not files:
         raise MissingError(f"{key}: package {package} ships no GGUF file; name another model")
+    import shutil
+
     half_made = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         _convert(files[0], half_made)

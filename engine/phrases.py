@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-
-import ahocorasick_rs
+from typing import TYPE_CHECKING
 
 from engine import config as configuration
 from engine.canon import canon
 from engine.errors import ConfigError, MissingError
+
+if TYPE_CHECKING:
+    import ahocorasick_rs
 
 LOOP_PHRASES = 8
 """Up to so many phrases a loop of `in` is faster than an automaton (measured on outputs of 350 characters)."""
@@ -67,6 +69,8 @@ class PhraseGuard:
 
     @cached_property
     def _automaton(self) -> ahocorasick_rs.BytesAhoCorasick:
+        import ahocorasick_rs
+
         # Overlapping matches, so that the first in list order is found and not the first in the text.
         return ahocorasick_rs.BytesAhoCorasick(self.phrases)
 

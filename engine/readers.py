@@ -6,7 +6,6 @@ can start again at any position that it has reported. Knows nothing of columns o
 
 from __future__ import annotations
 
-import gzip
 import io
 import sys
 import zlib
@@ -106,8 +105,10 @@ def _lines(source: str, position: Position, piece_bytes: int) -> Iterator[list[b
     with _open(source) as file:
         _skip(file, position, source)
         while data := file.read(piece_bytes):
-            # One line more at most: the rest of the one that was cut.
-            yield data if data.endswith(b"\n") else data + file.readline()
+            if not data.endswith(b"\n"):
+                # One line more at most: the rest of the one that was cut.
+                data += file.readline()
+            yield data
 
 
 @contextmanager
@@ -115,6 +116,8 @@ def _open(source: str) -> Iterator[IO[bytes]]:
     if source == STDIN:
         yield sys.stdin.buffer
     elif source.endswith(GZIP):
+        import gzip
+
         with gzip.open(source, "rb") as packed, io.BufferedReader(packed, BATCH_BYTES) as file:
             yield file
     elif source.endswith(ZSTD):
