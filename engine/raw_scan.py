@@ -14,8 +14,6 @@ from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
-import ahocorasick_rs
-
 EVERY = -1
 """Stands for every phrase: the line must be looked at with all of them."""
 ALWAYS = (b"\\u", "\u212a".encode(), "\u0130".encode())
@@ -119,6 +117,8 @@ class AutomatonEngine:
     """Aho-Corasick over the ASCII-lower-cased bytes."""
 
     def __init__(self, phrases: Sequence[str], marks: Sequence[bytes]) -> None:
+        import ahocorasick_rs
+
         patterns = [(always.lower(), EVERY) for always in ALWAYS] if phrases else []
         patterns += [(mark, MARKED) for mark in marks]
         for number, phrase in enumerate(phrases):

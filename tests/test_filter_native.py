@@ -23,8 +23,8 @@ from engine.config import RECIPE_PHRASES
 from engine.filter import Filter
 from engine.filter_chunk import Chunk
 from engine.filter_native import NativeFilter
-from engine.key_table import KeyTable
-from engine.native import hash128, kernel, phrases
+from engine.key_table import SLOTS_BEHIND, KeyTable
+from engine.native import commit, hash128, kernel, memory, phrases, table
 from engine.room import Room
 
 ODD_LINES = [
@@ -216,6 +216,35 @@ def test_a_million_keys_are_a_set() -> None:
         plain |= fresh
     assert len(native.seen) == len(plain)
     assert isinstance(native.seen, KeyTable)
+
+
+@pytest.mark.parametrize("width", [commit.KEY_WIDTH, commit.COUNT_WIDTH])
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_keys_that_crowd_one_place_are_all_found(width: int, is_compiled: bool) -> None:
+    held = KeyTable(compiled() if is_compiled else kernel.run, width)
+    part, chance = held.address, random.Random(3)
+    # So many in the last place that the slots behind it do not do, some in the first one, some anywhere.
+    lows = [2**64 - 1 - number // 2 for number in range(250)] + [0] * 40 + [chance.getrandbits(64) for _ in range(250)]
+    keys = [(number + 1, low) for number, low in enumerate(lows)]
+    chance.shuffle(keys)
+    with np.errstate(over="ignore"):
+        halves = [(memory.u64(high), memory.u64(low)) for high, low in keys]
+        for count, (high, low) in enumerate(halves):
+            while table.is_full(part, width):
+                assert held.grow(part)
+            slot = table.find(part, width, high, low)
+            assert not table.holds(slot, high, low)
+            table.put(part, width, slot, high, low)
+            if width == commit.COUNT_WIDTH:
+                memory.put_word(slot + 16, count)
+        for count, (high, low) in enumerate(halves):
+            slot = table.find(part, width, high, low)
+            assert table.holds(slot, high, low)
+            assert width == commit.KEY_WIDTH or memory.word(slot + 16) == count
+    assert len(held) == len(keys)
+    places, slots = (memory.word(part + 8 * word) for word in (table.SIZE, table.CAPACITY))
+    assert (places, len(keys)) == (1024, 540)
+    assert SLOTS_BEHIND < slots - places < 250 + 2 * SLOTS_BEHIND
 
 
 def test_only_two_characters_beyond_ascii_have_a_lower_case_with_ascii() -> None:
