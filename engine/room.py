@@ -1,4 +1,4 @@
-"""Memory at addresses, for the compiled filter, without NumPy, which takes 15 MB where it is imported.
+"""Memory at addresses, for the compiled filter, without NumPy, which takes 12 MB where it is imported.
 
 Promises that every piece ends in bytes that may be read (engine/native/memory.py), and that an address is only given
 out for memory that its owner keeps.
