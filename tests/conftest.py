@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from endpoint import Endpoint
+from students import tiny_student
 from wordiness import stop_wordy
 
 from engine.backend import Backend, make_backend
@@ -43,29 +44,16 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers with random weights, and SmolLM2's tokenizer and chat template."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+    shape = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "max_position_embeddings": 2048}
+    return tiny_student(tmp_path_factory.mktemp("models") / "tiny", **shape)
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(str(teacher_folder))
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest student, for tests that leave it as it is."""
+    return tiny_student(tmp_path_factory.mktemp("students") / "tiny")
 
 
 @pytest.fixture(scope="session")

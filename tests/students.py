@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -13,7 +13,9 @@ from engine.logprobs import pack, record
 from engine.models import resolve_model
 from engine.rows import Row
 from engine.shards import Manifest, ShardWriter
+from trainer.done import Done
 from trainer.render import Rendered
+from trainer.student import Student
 
 
 def smollm2() -> str:
@@ -43,6 +45,11 @@ def tiny_student(folder: Path, *, kind: str = "Llama", layers: int = 2, **settin
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def untrained_student(folder: Path) -> Student:
+    """Return a model folder as if it were the whole student of a finished run."""
+    return Student(folder, cast(Done, None), Config(), str(folder), None, folder)
 
 
 def tiny_teacher(folder: Path, **settings: Any) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from students import make_config, make_rows, tiny_student, write_run
+from students import make_config, make_rows, write_run
 
 from engine.config import Train
 from trainer import train as train_module
@@ -23,11 +23,6 @@ pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 CPU = Plan("cpu", "trl", "lora", "float32")
 H100 = Plan("cuda", "unsloth", "lora", "bfloat16", 80 * 2**30)
 SHORT = Load(rows=1000, longest=120, tokens=50_000, validation_rows=0)
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_student(tmp_path_factory.mktemp("students") / "tiny")
 
 
 def batches(train: Train) -> tuple[int, int]:

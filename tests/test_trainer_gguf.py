@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from students import tiny_student
+from students import tiny_student, untrained_student
 
-from engine.config import Config
 from engine.errors import UsageError
-from trainer.done import Done
 from trainer.gguf_file import FILE, split_rule, write_gguf
-from trainer.student import Student
 
 pytestmark = pytest.mark.model
 
 TEXT = "<|im_start|>user\nThe capital of country number 345, and 12's   square? Café, naïve\n\n\tdéjà<|im_end|>\n"
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
-
-
-def student_of(folder: Path) -> Student:
-    return Student(folder, cast(Done, None), Config(), str(folder), None, folder)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +39,7 @@ def test_llama_cpp_computes_the_same(tmp_path: Path, kind: str, changes: dict[st
             torch.nn.init.normal_(weight)
     model.save_pretrained(folder)
     (tmp_path / "gguf").mkdir()
-    assert write_gguf(student_of(folder), tmp_path / "gguf")["dtype"] == "F16"
+    assert write_gguf(untrained_student(folder), tmp_path / "gguf")["dtype"] == "F16"
     llama = llama_cpp.Llama(str(tmp_path / "gguf" / FILE), n_ctx=128, logits_all=True, verbose=False)
     ids = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False)["input_ids"]
     assert llama.tokenize(TEXT.encode(), add_bos=False, special=True) == ids
@@ -70,7 +63,7 @@ def test_llama_cpp_computes_the_same(tmp_path: Path, kind: str, changes: dict[st
 def test_what_is_left_to_llama_cpp_is_refused(tmp_path: Path, kind: str, changes: dict[str, Any], says: str) -> None:
     folder = tiny_student(tmp_path / "model", kind=kind, **changes)
     with pytest.raises(UsageError, match=f"{says}.*convert_hf_to_gguf.py of llama.cpp"):
-        write_gguf(student_of(folder), tmp_path)
+        write_gguf(untrained_student(folder), tmp_path)
 
 
 QWEN_2 = (

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from students import tiny_student
+from students import tiny_student, untrained_student
 
-from engine.config import Config
 from engine.errors import UsageError
 from trainer import quantise
-from trainer.done import Done
-from trainer.student import Student
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
@@ -23,10 +20,6 @@ WRITERS = [quantise.write_fp8, quantise.write_w4a16]
 @pytest.fixture(autouse=True)
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "_training_rows", lambda student: [[5, 6, 7, 8, 9]] * 3)
-
-
-def student_of(folder: Path) -> Student:
-    return Student(folder, cast(Done, None), Config(), str(folder), None, folder)
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -40,7 +33,7 @@ def test_a_row_of_zeros_in_float16_stays_one(tmp_path: Path, write: Callable[...
     model.model.layers[0].self_attn.k_proj.weight.data[3] = 0
     model.save_pretrained(folder)
     (tmp_path / "out").mkdir()
-    write(student_of(folder), tmp_path / "out")
+    write(untrained_student(folder), tmp_path / "out")
     for name, weight in load_file(tmp_path / "out" / "model.safetensors").items():
         assert weight.float().isfinite().all(), name
         if name.endswith("scale"):
@@ -55,4 +48,4 @@ def test_experts_are_not_left_in_16_bits_without_a_word(tmp_path: Path, write: C
     shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     folder = tiny_student(tmp_path / "model", kind="Qwen3Moe", **shape)
     with pytest.raises(UsageError, match=r"experts whose weights are one stack .*; use llm-compressor"):
-        write(student_of(folder), tmp_path)
+        write(untrained_student(folder), tmp_path)

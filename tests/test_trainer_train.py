@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from students import make_config, make_rows, tiny_student, write_run
+from students import make_config, make_rows, write_run
 
 import potstill
 from engine.errors import ConfigError, DiskError, MissingError, TrainError
@@ -23,11 +23,6 @@ from trainer.train import check, train
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
 BY_TWO: dict[str, Any] = {"batch_size": 2, "gradient_accumulation": 1}
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_student(tmp_path_factory.mktemp("students") / "tiny")
 
 
 def answers(folder: Path, adapter: Path | None, prompt: str) -> str:

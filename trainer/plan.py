@@ -86,7 +86,9 @@ def make_plan(train: Train, machine: Machine) -> Plan:
     """
     for name in train.report_to:
         if importlib.util.find_spec(name) is None:
-            raise MissingError(f"train.report_to: {name} is not installed; pip install {name}, or take it out")
+            raise MissingError(
+                f"train.report_to: {name} is not installed; pip install 'potstill[{name}]', or take it out"
+            )
     check_settings(train)
     tuning = train.tuning
     if tuning == "qlora" and (machine.device == "cpu" or not machine.bitsandbytes):
