@@ -109,6 +109,7 @@ def test_dropped_rows_are_counted_and_no_token_is_lost(tmp_path: Path, student: 
     assert done.dropped == {"unfinished": 2, "over_length": 3}
     assert done.rows == 30
     seen = check(make_config(student, max_length=128, val_fraction=0), run)
+    assert seen["over_length_share"] == pytest.approx(3 / 33, abs=1e-4)
     # Four steps of eight rows are all 30 rows and two more.
     assert done.trained_tokens >= seen["tokens"]["trained"]
     assert done.trained_tokens < done.real_tokens <= done.padded_tokens

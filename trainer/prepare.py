@@ -72,12 +72,14 @@ def prepare(config: Config, run: Path, manifest: Manifest) -> Prepared:
 def summarise(config: Config, prepared: Prepared) -> dict[str, Any]:
     """Return what preflight saw: counts, tokens, the template's hash, and one row as the student will learn it."""
     steps = plan_steps(config.train, prepared.load)
-    first = prepared.train[0]
+    first, over = prepared.train[0], prepared.dropped["over_length"]
+    rendered = len(prepared.train) + len(prepared.validation) + over
     decode = prepared.chat.tokenizer.decode
     return {
         "rows": len(prepared.train),
         "validation_rows": len(prepared.validation),
         "dropped": prepared.dropped,
+        "over_length_share": round(over / rendered, 4),
         "steps": steps.total,
         "tokens": {
             "longest": prepared.load.longest,
