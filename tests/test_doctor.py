@@ -101,6 +101,13 @@ def test_what_needs_one_tokenizer_fails_without(teacher: ModelFiles, tmp_path: P
     assert of(pair(teacher, other, method="topk_kd"), "tokenizer").level == "fail"
 
 
+def test_on_policy_needs_outputs_of_one_size(teacher: ModelFiles, tmp_path: Path) -> None:
+    config = {**QWEN3_17B, "vocab_size": QWEN3_17B["vocab_size"] + 128}
+    other = read(write_model(tmp_path / "other", config))
+    assert of(pair(teacher, other, method="on_policy"), "tokenizer").level == "fail"
+    assert of(pair(teacher, other, method="topk_kd"), "tokenizer").level == "ok"
+
+
 def test_thinking_that_is_settled_is_no_finding(tmp_path: Path, teacher: ModelFiles) -> None:
     student = read(write_model(tmp_path / "other", QWEN3_17B, chat_template="{{ enable_thinking }}"))
     assert not [finding for finding in pair(teacher, student, enable_thinking=False) if finding.check == "thinking"]

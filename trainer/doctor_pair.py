@@ -81,6 +81,10 @@ def _tokenizer(teacher: ModelFiles, student: ModelFiles, method: str) -> Finding
         if method != "sft":
             return Finding("tokenizer", "fail", f"{says}, and {method} needs one", "set train.method = sft")
         return Finding("tokenizer", "warn", f"{says}: text can be learnt, probabilities of tokens cannot")
+    places = teacher.shape.vocabulary, student.shape.vocabulary
+    if method == "on_policy" and places[0] != places[1]:
+        says = f"one tokenizer, but the teacher's output has {places[0]:,} places, the student's {places[1]:,}"
+        return Finding("tokenizer", "fail", says, "take another size of the family, or set train.method = topk_kd")
     if teacher.stop != student.stop:
         says = f"one tokenizer, but the teacher stops at {teacher.stop!r} and the student at {student.stop!r}"
         return Finding("tokenizer", "warn", says, "look at eos_token of both; one may be the base model's")

@@ -34,6 +34,8 @@ class Shape(msgspec.Struct, frozen=True):
     """Keys and values of all layers, 2 bytes a number."""
     longest: int
     """Positions that the model was made for."""
+    vocabulary: int
+    """Places of its output, which may be more than its tokenizer has tokens."""
 
 
 class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +110,7 @@ def shape_of(config: dict[str, Any], *, layers: int | None = None) -> Shape:
         layers=layers,
         cache_bytes_per_token=2 * 2 * layers * keys * size,
         longest=config.get("max_position_embeddings") or 0,
+        vocabulary=vocabulary,
     )
 
 
