@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -104,31 +104,67 @@ def _lines(source: str, position: Position, piece_bytes: int) -> Iterator[list[b
         return
     with _open(source) as file:
         _skip(file, position, source)
-        while data := file.read(piece_bytes):
-            if not data.endswith(b"\n"):
+        yield from _pieces(file, piece_bytes)
+
+
+def _pieces(file: io.BufferedReader[Any], piece_bytes: int) -> Iterator[bytes]:
+    """Yield whole lines in pieces; where reading fails, the lines before come first, however large a piece is."""
+    failure: Exception | None = None
+    while failure is None:
+        parts, size = list[bytes](), 0
+        try:
+            # `read` would lose what it has where it fails.
+            while size < piece_bytes and (part := file.read1(piece_bytes - size)):
+                parts.append(part)
+                size += len(part)
+            if parts and not parts[-1].endswith(b"\n"):
                 # One line more at most: the rest of the one that was cut.
-                data += file.readline()
+                parts.append(file.readline())
+        except Exception as error:
+            failure = error
+        data = b"".join(parts)
+        if failure is not None:
+            data = data[: data.rfind(b"\n") + 1]
+        if data:
             yield data
+        elif failure is None:
+            return
+    raise failure
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, given out as far as it goes before it says that it is cut."""
+
+    def __init__(self, packed: io.BufferedIOBase) -> None:
+        self._packed = packed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._packed.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @contextmanager
-def _open(source: str) -> Iterator[IO[bytes]]:
+def _open(source: str) -> Iterator[io.BufferedReader[Any]]:
     if source == STDIN:
-        yield sys.stdin.buffer
+        yield cast("io.BufferedReader[Any]", sys.stdin.buffer)
     elif source.endswith(GZIP):
         import gzip
 
-        with gzip.open(source, "rb") as packed, io.BufferedReader(packed, BATCH_BYTES) as file:
+        with gzip.open(source, "rb") as packed, io.BufferedReader(_Unpacked(packed), BATCH_BYTES) as file:
             yield file
     elif source.endswith(ZSTD):
         with open_zstd(Path(source)) as file:
             yield file
     else:
-        with Path(source).open("rb", buffering=BATCH_BYTES) as file:
+        with Path(source).open("rb", buffering=0) as plain, io.BufferedReader(plain, BATCH_BYTES) as file:
             yield file
 
 
-def _skip(file: IO[bytes], position: Position, source: str) -> None:
+def _skip(file: io.BufferedReader[Any], position: Position, source: str) -> None:
     """Go to a position; what cannot seek in the file itself is read up to it."""
     if not position.offset:
         return

@@ -14,7 +14,7 @@ CHUNK = 1 << 17
 
 
 @contextmanager
-def open_zstd(path: Path) -> Iterator[IO[bytes]]:
+def open_zstd(path: Path) -> Iterator[io.BufferedReader[Any]]:
     """Open a zstd file of one or more frames to be read.
 
     Raises: DataError where it is damaged or cut, MissingError without `zstandard`.

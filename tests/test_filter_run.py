@@ -372,6 +372,23 @@ def test_a_damaged_source_is_one_sentence(tmp_path: Path, name: str) -> None:
         filter_rows([str(path)], tmp_path / "out", SMALL)
 
 
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_what_stands_before_a_cut_is_read_first(tmp_path: Path, ending: str) -> None:
+    chance = random.Random(1)
+    lines = [b'{"instruction":"a","output":"%d"}\n' % chance.getrandbits(200) for _ in range(4000)]
+    lines[2000] = b"bad\n"
+    if ending == "gz":
+        packed = gzip.compress(b"".join(lines))
+    else:
+        packed = pytest.importorskip("zstandard").ZstdCompressor().compress(b"".join(lines))
+    path = tmp_path / f"rows.jsonl.{ending}"
+    path.write_bytes(packed[:-10])
+    with pytest.raises(PotstillError, match=r"rows\.jsonl.*cannot be read to its end"):
+        filter_rows([str(path)], tmp_path / "out", SMALL)
+    with pytest.raises(PotstillError, match=r"rows\.jsonl\..*:2001: not a row"):
+        filter_rows([str(path)], tmp_path / "strict", SMALL, strict=True)
+
+
 def test_standard_input(tmp_path: Path) -> None:
     rows = rows_of(500)
     data = Path(write(tmp_path / "rows.jsonl", rows)).read_bytes()
