@@ -35,12 +35,24 @@ def scanned(native: NativeFilter, pieces: Iterable[Piece], *, workers: int) -> I
     free = [Chunk() for _ in range(AHEAD * workers + 1)]
     waiting: deque[tuple[Future[Chunk], Piece]] = deque()
     with ThreadPoolExecutor(workers, "filter") as pool:
-        for piece in pieces:
+        source = iter(pieces)
+        failure: Exception | None = None
+        while True:
+            try:
+                piece = next(source)
+            except StopIteration:
+                break
+            except Exception as error:
+                # What was read before it comes first.
+                failure = error
+                break
             if not free:
                 yield from _next(waiting, free)
             waiting.append((pool.submit(native.scan, free.pop(), piece.name, piece.lines), piece))
         while waiting:
             yield from _next(waiting, free)
+        if failure is not None:
+            raise failure
 
 
 def _next(waiting: deque[tuple[Future[Chunk], Piece]], free: list[Chunk]) -> Iterator[tuple[Chunk, Piece]]:

@@ -372,8 +372,8 @@ def test_a_damaged_source_is_one_sentence(tmp_path: Path, name: str) -> None:
         filter_rows([str(path)], tmp_path / "out", SMALL)
 
 
-@pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_what_stands_before_a_cut_is_read_first(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize(("ending", "workers"), [("gz", 0), ("zst", 2)])
+def test_what_stands_before_a_cut_is_read_first(tmp_path: Path, ending: str, workers: int) -> None:
     chance = random.Random(1)
     lines = [b'{"instruction":"a","output":"%d"}\n' % chance.getrandbits(200) for _ in range(4000)]
     lines[2000] = b"bad\n"
@@ -386,7 +386,7 @@ def test_what_stands_before_a_cut_is_read_first(tmp_path: Path, ending: str) -> 
     with pytest.raises(PotstillError, match=r"rows\.jsonl.*cannot be read to its end"):
         filter_rows([str(path)], tmp_path / "out", SMALL)
     with pytest.raises(PotstillError, match=r"rows\.jsonl\..*:2001: not a row"):
-        filter_rows([str(path)], tmp_path / "strict", SMALL, strict=True)
+        filter_rows([str(path)], tmp_path / "strict", SMALL, strict=True, workers=workers)
 
 
 def test_standard_input(tmp_path: Path) -> None:
