@@ -349,7 +349,9 @@ def test_compressed_and_table_sources(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.Table.from_pylist(rows)
     parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=100)
-    for name in ("rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "folder"), num_shards=3)
+    for name in ("rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet", "folder"):
         summary = filter_rows([str(tmp_path / name)], tmp_path / f"out-{name}", SMALL)
         assert summary["rejected"] == whole["rejected"]
         kept = [json.loads(line) for line in lines_of(tmp_path / f"out-{name}", "kept")]
