@@ -1,8 +1,8 @@
 """Verifying a form: the same held-out questions to the student and to the exported files, on the same engine.
 
-Promises that the files that are asked are the exported ones, loaded as a server loads them, and that the report names
-the engine that answered. vLLM where it is installed and loads the form on this machine, else transformers; a GGUF file
-is asked on llama.cpp. The student's own answers are asked for once an engine.
+Promises that the files that are asked are the exported ones, loaded as a server loads them but for compilation, and
+that the report names the engine that answered. vLLM where it is installed and loads the form on this machine, else
+transformers; a GGUF file is asked on llama.cpp. The student's own answers are asked for once an engine.
 """
 
 from __future__ import annotations
