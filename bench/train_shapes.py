@@ -88,5 +88,7 @@ def write_random(folder: Path, tokenizer_of: str, settings: dict[str, Any]) -> N
     # A GPU draws random numbers in a moment; a CPU takes a second for each hundred million.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    # An answer ends where the other model's ends, which is not always the tokenizer's own end token.
+    model.generation_config = transformers.GenerationConfig.from_pretrained(tokenizer_of)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -42,7 +42,9 @@ def tiny_student(folder: Path, *, kind: str = "Llama", layers: int = 2, **settin
         "bos_token_id": None,
     }
     config = getattr(transformers, f"{kind}Config")(**{**shape, **settings})
-    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model.generation_config = transformers.GenerationConfig.from_pretrained(smollm2())
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -105,6 +105,20 @@ def test_random_shapes_have_the_size_they_say(tmp_path: Path, chat: Chat) -> Non
 
 
 @pytest.mark.model
+def test_a_random_shape_stops_where_its_tokenizers_model_does(tmp_path: Path, chat: Chat) -> None:
+    from bench.train_shapes import write_random
+
+    source = tmp_path / "source"
+    chat.tokenizer.save_pretrained(source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|endoftext|>"}))
+    (source / "generation_config.json").write_text('{"eos_token_id": 2}')
+    shape = {"kind": "Llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    write_random(tmp_path / "model", str(source), {**shape, "num_attention_heads": 2})
+    assert load_chat(str(tmp_path / "model"), {}).stop_ids == {0, 2}
+
+
+@pytest.mark.model
 @pytest.mark.usefixtures("one_thread")
 def test_the_bench_measures_every_contender_and_writes_its_page(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
