@@ -76,6 +76,11 @@ def prepare_cpu() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
+def eager(teacher: Teacher) -> Teacher:
+    """Return settings without compilation and CUDA graphs, for few answers: those cost more than they save then."""
+    return msgspec.structs.replace(teacher, engine_args={"enforce_eager": True, **teacher.engine_args})
+
+
 def engine_arguments(teacher: Teacher, model: str, *, watched: bool, cpu: bool, logprobs: int = 0) -> dict[str, Any]:
     """Return the arguments of `LLM(...)`; `teacher.engine_args` goes on top."""
     arguments: dict[str, Any] = {

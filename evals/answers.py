@@ -21,12 +21,17 @@ from engine.errors import DataError
 from engine.progress import note
 from engine.rows import Completion, Message, Prompt, hash_id
 from engine.shards import disk, replace_file
+from engine.vllm_settings import eager
 from evals.contestants import Contestant
 from evals.items import Item
 from evals.metrics import scores
 
 Prefixes = Mapping[str, tuple[Message, ...]]
 """Template id -> the turns that the teacher sees before the question."""
+
+
+FEW = 2000
+"""Items up to which a GPU's engine starts without compilation: that takes as long as some thousand answers."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -106,7 +111,8 @@ def _key(contestant: Contestant, prompt: Prompt, sampling: Sampling) -> str:
 async def _ask(
     contestant: Contestant, sampling: Sampling, prompts: Sequence[Prompt]
 ) -> tuple[dict[str, Completion], dict[str, Any]]:
-    async with make_backend(contestant.teacher, sampling) as backend:
+    teacher = eager(contestant.teacher) if len(prompts) <= FEW else contestant.teacher
+    async with make_backend(teacher, sampling) as backend:
         start = time.monotonic()
         completions = await answer_all(backend, prompts)
         seconds = time.monotonic() - start

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.config import Config, from_mapping
+from engine.backend import Backend, make_backend
+from engine.config import Config, Sampling, Teacher, from_mapping
 from engine.errors import ConfigError, DataError, MissingError
 from engine.shards import Manifest, ShardWriter
+from evals import answers
 from evals.answers import Answer, read_answers
 from evals.contestants import contestants, parameters, read_trained
 from evals.evaluate import evaluate, read_summary
@@ -107,6 +109,22 @@ def test_an_evaluation_gives_the_contract_and_the_files(folder: Path) -> None:
     assert summary.figures.templates[0].template == "json"
     assert summary.verdict == "good"
     assert {"few-items", "untrained"} <= set(result["findings"])
+
+
+@pytest.mark.parametrize(("few", "engine_args"), [(60, {"enforce_eager": True}), (59, {})])
+def test_few_items_are_asked_of_an_engine_that_starts_soon(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, few: int, engine_args: dict[str, bool]
+) -> None:
+    asked = []
+
+    def noted(teacher: Teacher, sampling: Sampling) -> Backend:
+        asked.append(teacher.engine_args)
+        return make_backend(teacher, sampling)
+
+    monkeypatch.setattr(answers, "FEW", few)
+    monkeypatch.setattr(answers, "make_backend", noted)
+    evaluate(settings(folder), folder / "run")
+    assert asked == [engine_args] * 3
 
 
 def test_only_the_teacher_sees_the_examples(folder: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from engine.config import Teacher
 from engine.errors import MissingError, PotstillError
 from engine.progress import note
 from engine.rows import Completion, Prompt
+from engine.vllm_settings import eager
 from trainer.agreement import Agreement, compare
 from trainer.answers import from_llama_cpp, from_transformers, from_vllm, has_llama_cpp, has_vllm, sampling_of
 from trainer.forms import Form
@@ -73,7 +73,7 @@ class Verifier:
 
     def _verify_on_vllm(self, form: Form, folder: Path) -> Verified:
         model, adapter = self._split(form, folder)
-        teacher = _soon_up(self._student.asked_as(str(model), str(adapter or "")))
+        teacher = eager(self._student.asked_as(str(model), str(adapter or "")))
         if form.cpu_dtype and teacher.dtype == "auto" and _on_cpu():
             teacher = msgspec.structs.replace(teacher, dtype=form.cpu_dtype)
         answers = from_vllm(teacher, sampling_of(self._student), self._prompts)
@@ -108,17 +108,12 @@ class Verifier:
         student = self._student
         if engine == "transformers":
             return self._transformers(student.model, student.adapter)
-        teacher = _soon_up(student.asked_as(student.model, str(student.adapter or "")))
+        teacher = eager(student.asked_as(student.model, str(student.adapter or "")))
         return from_vllm(teacher, sampling_of(student), self._prompts)
 
     def _transformers(self, model: Path | str, adapter: Path | None) -> list[Completion]:
         with quiet():
             return from_transformers(self._student, model, adapter, self._prompts)
-
-
-def _soon_up(teacher: Teacher) -> Teacher:
-    """Return settings without compilation and CUDA graphs: for a hundred answers they cost more than they save."""
-    return msgspec.structs.replace(teacher, engine_args={"enforce_eager": True, **teacher.engine_args})
 
 
 def _on_cpu() -> bool:
