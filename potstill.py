@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("engine.cli", "write the kept rows, with configurations, in the forms that other trainers read"),
     "train": ("trainer.cli", "fine-tune the student on the kept rows of a run"),
     "export-model": ("trainer.cli", "write the student as adapter, merged, fp8, w4a16 or gguf, and verify its answers"),
-    "serve": ("trainer.cli", "start the student's vLLM server, or print its command, or ask it one question"),
+    "serve": ("trainer.cli", "start the student's vLLM server, or print its command, or try it out"),
     "eval": ("evals.cli", "ask teacher, student and untrained student the same held-out items"),
     "report": ("evals.cli", "write report.html for a run"),
     "bench": ("bench.cli", "measure throughput side by side with the obvious alternatives"),

@@ -13,6 +13,7 @@ import msgspec
 from bench.train_contender import Job
 from engine.errors import PotstillError
 from engine.progress import note
+from engine.signals import ends_with_parent
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +29,13 @@ class Process:
         command = [sys.executable, "-m", "bench.train_contender", msgspec.json.encode(job).decode()]
         self.name = name
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(job.out).parent
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(job.out).parent,
+            preexec_fn=ends_with_parent(),
         )
 
     def wait_ready(self) -> None:

@@ -1,14 +1,22 @@
-"""Signals for a process that only waits for others: passed on, so that those decide how they end."""
+"""Signals for a process that only waits for others: passed on, so that those decide how they end.
+
+Where it is killed and cannot pass anything on, Linux tells those that asked for it before they started.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PARENT_DIED = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 
 class Signalled(Protocol):
@@ -33,3 +41,17 @@ def forwarded(running: Sequence[Signalled]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ends_with_parent() -> Callable[[], None] | None:
+    """Return a `preexec_fn` that has the child sent SIGTERM when this process is gone; None where there is no Linux."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(_PARENT_DIED, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the request
+            os._exit(128 + signal.SIGTERM)
+
+    return ask

@@ -19,7 +19,7 @@ import msgspec
 from engine.config import load
 from engine.errors import ConfigError, PotstillError
 from engine.progress import note
-from engine.signals import forwarded
+from engine.signals import ends_with_parent, forwarded
 
 FRONT_DOOR = Path(__file__).parent.parent / "potstill.py"
 """By its path: `-m potstill` would take an `engine` or `evals` that happens to lie in the current folder."""
@@ -66,7 +66,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, str(FRONT_DOOR), name, *arguments]
     # A group of its own: Ctrl-C in a terminal would else reach the stage twice, and twice means "stop at once".
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0, preexec_fn=ends_with_parent()) as process,
         forwarded([process]) as received,
     ):
         last = _last_line(process)

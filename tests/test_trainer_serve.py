@@ -7,14 +7,16 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from engine.config import Config, Student, Teacher, dump
-from engine.errors import MissingError, UsageError
+from engine.config import Config, Sampling, Student, Teacher, dump
+from engine.errors import ExportError, MissingError, UsageError
+from engine.rows import Completion, Prompt
 from trainer import smoke
 from trainer.done import Done, write_done
 from trainer.serve import Wish, serve_command
@@ -168,6 +170,39 @@ def test_a_server_that_does_not_end_is_ended_with_its_engine(tmp_path: Path, mon
     while smoke._answers(ports[1]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [smoke._answers(port) for port in ports] == [False, False]
+
+
+@pytest.mark.parametrize("same", [5, 3])
+def test_most_answers_of_the_server_must_be_the_offline_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: int
+) -> None:
+    run = make_run(tmp_path, adapter=True)
+    prompts = [Prompt(index=i, id=str(i), template="", instruction=f"q{i}") for i in range(8)]
+    asked: list[Teacher] = []
+
+    def offline(teacher: Teacher, sampling: Sampling, prompts: list[Prompt]) -> list[Completion]:
+        asked.append(teacher)
+        return [Completion(id=one.id, text="a", finish_reason="stop") for one in prompts]
+
+    async def online(student: Any, port: int, prompts: list[Prompt]) -> list[Completion]:
+        texts = ["a"] * same + ["b"] * (len(prompts) - same)
+        return [
+            Completion(id=one.id, text=text, finish_reason="stop") for one, text in zip(prompts, texts, strict=True)
+        ]
+
+    monkeypatch.setattr(smoke, "held_out_prompts", lambda student, most: prompts[:most])
+    monkeypatch.setattr(smoke, "from_vllm", offline)
+    monkeypatch.setattr(smoke, "_ask", online)
+    monkeypatch.setattr(smoke, "_running", lambda command, port: nullcontext(1.0))
+    if same < 4:
+        with pytest.raises(
+            ExportError, match=r"5 of 8 answers of the server .* it answers 'b' to 'q3', and offline .* 'a'"
+        ):
+            smoke.smoke(read_student(run), Wish())
+    else:
+        result = smoke.smoke(read_student(run), Wish())
+        assert (result["same"], result["asked"], result["answer"]) == (same, 8, "a")
+    assert asked[0].engine_args["enforce_eager"] is True, "eight answers are not worth a compilation"
 
 
 @pytest.mark.model

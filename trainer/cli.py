@@ -109,7 +109,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"share of the card; default: {GPU_SHARE}",
     )
     parser.add_argument("--print", action="store_true", help="print the command and start nothing")
-    parser.add_argument("--smoke", action="store_true", help="start it, compare one answer with the offline one, stop")
+    parser.add_argument("--smoke", action="store_true", help="start it, compare some answers with offline ones, stop")
     parser.add_argument("--vllm-args", default="", metavar="TEXT", help="more for vLLM, as --vllm-args='--x y'")
     set_argument(parser)
 

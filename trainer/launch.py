@@ -20,7 +20,7 @@ from typing import IO, Any
 import msgspec
 
 from engine.errors import Interrupted, TrainError
-from engine.signals import forwarded
+from engine.signals import ends_with_parent, forwarded
 
 FRONT_DOOR = Path(__file__).parent.parent / "potstill.py"
 LOOK_S = 0.1
@@ -51,7 +51,15 @@ def launch(arguments: Sequence[str], count: int) -> dict[str, Any]:
         outputs: list[dict[str, Any]] = [{"stdout": subprocess.PIPE}]
         outputs += [{"stdout": subprocess.DEVNULL, "stderr": file} for file in said]
         running = [
-            stack.enter_context(subprocess.Popen(command, env={**shared, **_place(number)}, process_group=0, **output))
+            stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    env={**shared, **_place(number)},
+                    process_group=0,
+                    preexec_fn=ends_with_parent(),
+                    **output,
+                )
+            )
             for number, output in enumerate(outputs)
         ]
         with forwarded(running) as received:
