@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.gptq import Grid, round_layers
+from trainer.gptq import Grid, _Inputs, round_layers
 
 pytestmark = pytest.mark.model
 
@@ -67,3 +67,22 @@ def test_weights_are_multiples_of_their_scales() -> None:
         assert (steps - steps.round()).abs().max() < 1e-3
         assert steps.round().min() >= -8
         assert steps.round().max() <= 7
+
+
+def test_layers_that_are_given_the_same_are_rounded_together() -> None:
+    import torch
+
+    layer = small_model().model.layers[0].mlp
+    inputs = _Inputs()
+    given = [torch.randn(2, 3, 64), torch.randn(1, 5, 64)]
+    with inputs.watched(layer), torch.no_grad():
+        for values in given:
+            layer(values)
+        layer.up_proj(given[0].clone())
+    assert inputs.alike() == [["gate_proj"], ["up_proj"], ["down_proj"]], "the third call was for one of them only"
+    flat = torch.cat([values.flatten(0, 1) for values in given])
+    torch.testing.assert_close(inputs.moments["gate_proj"], flat.T @ flat)
+    inputs = _Inputs()
+    with inputs.watched(layer), torch.no_grad():
+        layer(given[0])
+    assert inputs.alike() == [["gate_proj", "up_proj"], ["down_proj"]]

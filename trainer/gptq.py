@@ -17,6 +17,7 @@ import msgspec
 
 BLOCK = 128
 """Columns whose errors are carried into the rest together."""
+ROWS_AT_ONCE = 16
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean, so that it can be inverted."""
 SHRINKS = tuple(1 - step / 20 for step in range(10))
@@ -62,24 +63,53 @@ def round_layers(model: Any, rows: Sequence[Sequence[int]], grid: Grid) -> dict[
     with torch.no_grad():
         states, settings = _layer_inputs(model, rows)
         for number, layer in enumerate(model.model.layers):
-            inputs = {name: _Inputs() for name, _ in _linears(layer)}
-            with _watched(layer, inputs):
+            inputs = _Inputs()
+            with inputs.watched(layer):
                 _forward(layer, states, settings[number])
-            for name, linear in _linears(layer):
-                scales[f"model.layers.{number}.{name}"] = _round(linear, inputs[name].moment, grid)
+            for names in inputs.alike():
+                linears = [layer.get_submodule(name) for name in names]
+                found = _round(linears, inputs.moments[names[0]], grid)
+                scales |= {f"model.layers.{number}.{name}": scale for name, scale in zip(names, found, strict=True)}
             states = _forward(layer, states, settings[number])
     return scales
 
 
 class _Inputs:
-    """The second moment of what a linear layer is given."""
+    """The second moment of what each linear layer is given."""
 
-    moment: Any = None
+    def __init__(self) -> None:
+        self.moments: dict[str, Any] = {}
+        self._calls: dict[str, list[int]] = {}
+        self._last: tuple[int, Any, Any] = (0, None, None)
+        """The number of the latest input, itself and its moment."""
 
-    def add(self, values: Any) -> None:
-        values = values.reshape(-1, values.shape[-1]).float()
-        product = values.T @ values
-        self.moment = product if self.moment is None else self.moment + product
+    @contextmanager
+    def watched(self, layer: Any) -> Iterator[None]:
+        """Add up what the linear layers are given meanwhile."""
+        handles = [
+            linear.register_forward_pre_hook(lambda module, args, name=name: self._add(name, args[0]))
+            for name, linear in _linears(layer)
+        ]
+        yield
+        self._last = (0, None, None)
+        for handle in handles:
+            handle.remove()
+
+    def alike(self) -> list[list[str]]:
+        """Return the layers in groups that were given the same: query, key and value, for one."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, calls in self._calls.items():
+            groups.setdefault(tuple(calls), []).append(name)
+        return list(groups.values())
+
+    def _add(self, name: str, values: Any) -> None:
+        number, latest, moment = self._last
+        if values is not latest:
+            flat = values.reshape(-1, values.shape[-1]).float()
+            number, moment = number + 1, flat.T @ flat
+            self._last = (number, values, moment)
+        self._calls.setdefault(name, []).append(number)
+        self.moments[name] = self.moments[name] + moment if name in self.moments else moment
 
 
 def _linears(layer: Any) -> Iterator[tuple[str, Any]]:
@@ -89,7 +119,10 @@ def _linears(layer: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _layer_inputs(model: Any, rows: Sequence[Sequence[int]]) -> tuple[list[Any], list[list[dict[str, Any]]]]:
-    """Return what the first layer is given for each row, and with which further arguments each layer is called."""
+    """Return what the first layer is given, and with which further arguments each layer is called.
+
+    Rows of the same length are one batch: a padded one would count what stands for nothing.
+    """
     import torch
 
     states: list[Any] = []
@@ -107,35 +140,31 @@ def _layer_inputs(model: Any, rows: Sequence[Sequence[int]]) -> tuple[list[Any],
         layer.register_forward_pre_hook(note(number), with_kwargs=True)
         for number, layer in enumerate(model.model.layers)
     ]
+    by_length: dict[int, list[list[int]]] = {}
     for row in rows:
-        model.model(torch.tensor([list(row)], device=model.device), use_cache=False)
+        by_length.setdefault(len(row), []).append(list(row))
+    for batch in by_length.values():
+        for start in range(0, len(batch), ROWS_AT_ONCE):
+            model.model(torch.tensor(batch[start : start + ROWS_AT_ONCE], device=model.device), use_cache=False)
     for handle in handles:
         handle.remove()
     return states, settings
 
 
-@contextmanager
-def _watched(layer: Any, inputs: dict[str, _Inputs]) -> Iterator[None]:
-    handles = [
-        linear.register_forward_pre_hook(lambda module, args, name=name: inputs[name].add(args[0]))
-        for name, linear in _linears(layer)
-    ]
-    yield
-    for handle in handles:
-        handle.remove()
-
-
 def _forward(layer: Any, states: Sequence[Any], settings: Sequence[dict[str, Any]]) -> list[Any]:
-    """Return what a layer makes of each row's states."""
+    """Return what a layer makes of each batch's states."""
     outputs = [layer(state, **kwargs) for state, kwargs in zip(states, settings, strict=True)]
     return [output[0] if isinstance(output, tuple) else output for output in outputs]
 
 
-def _round(linear: Any, moment: Any, grid: Grid) -> Any:
-    """Round one layer's weight, (rows, columns), in place; return its scales, (rows, groups)."""
+def _round(linears: Sequence[Any], moment: Any, grid: Grid) -> Sequence[Any]:
+    """Round the weights, (rows, columns) each, of layers that are given the same, in place.
+
+    All at once, since a row's rounding looks at no other row. Returns the scales, (rows, groups) each.
+    """
     import torch
 
-    weight = linear.weight.data.float()
+    weight, dtype = torch.cat([linear.weight.data.float() for linear in linears]), linears[0].weight.dtype
     dead = moment.diagonal() == 0
     moment.diagonal()[dead] = 1.0
     weight[:, dead] = 0.0
@@ -150,11 +179,14 @@ def _round(linear: Any, moment: Any, grid: Grid) -> Any:
         for column in range(start, end):
             if column % grid.group == 0:
                 group = slice(column, column + grid.group)
-                scales.append(grid.scales(weight[:, group], importance[group], linear.weight.dtype))
+                scales.append(grid.scales(weight[:, group], importance[group], dtype))
             rounded[:, column] = grid.round(weight[:, column], scales[-1][:, 0])
             error = (weight[:, column] - rounded[:, column]) / carry[column, column]
-            weight[:, column:end] -= error[:, None] * carry[column, column:end]
+            weight[:, column:end].addr_(error, carry[column, column:end], alpha=-1)
             errors[:, column - start] = error
         weight[:, end:] -= errors @ carry[start:end, end:]
-    linear.weight.data = rounded.to(linear.weight.dtype)
-    return torch.cat(scales, dim=1)
+    heights = [len(linear.weight) for linear in linears]
+    for linear, part in zip(linears, rounded.to(dtype).split(heights), strict=True):
+        linear.weight.data = part.clone()
+    found: Sequence[Any] = torch.cat(scales, dim=1).split(heights)
+    return found
