@@ -8,6 +8,7 @@ published together, so the manifest always names a prefix of the run. Knows line
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -238,15 +239,9 @@ def unpublished(folder: Path, manifest: Manifest, name: str) -> list[Path]:
     """Return the files of one kind of row, or of `logprobs`, that the manifest does not name."""
     named = {shard.file for shard in manifest.shards}
     named |= {shard.logprobs.file for shard in manifest.shards if shard.logprobs}
-    if name == "logprobs":
-        files = [*folder.glob("logprobs-*.bin"), *folder.glob(f"logprobs-*.bin*{PART}")]
-    else:
-        files = [
-            *folder.glob(f"{name}-*.jsonl"),
-            *folder.glob(f"{name}-*.jsonl{ZSTD}"),
-            *folder.glob(f"{name}-*.jsonl*{PART}"),
-        ]
-    return sorted(path for path in files if path.name not in named)
+    # Only names that are given here: what a user put beside the shards is not ours to read or to delete.
+    ours = re.compile(rf"{name}-\d{{5,}}\.(jsonl(\{ZSTD})?|bin)(\.recovered)?(\{PART})?")
+    return sorted(path for path in folder.glob(f"{name}-*") if ours.fullmatch(path.name) and path.name not in named)
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -156,3 +156,13 @@ def test_replace_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path, m
     with pytest.raises(DiskError, match="Input/output error"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_what_a_user_put_into_the_folder_is_neither_read_nor_deleted(tmp_path: Path) -> None:
+    manifest = write(tmp_path, [2, 3], publish_after={0})
+    mine = [tmp_path / name for name in ("kept-all.jsonl", "kept-00000-clean.jsonl", "rejected-.jsonl.part")]
+    for path in mine:
+        path.write_bytes(line(0))
+    assert leftovers(tmp_path, manifest) == {"kept": [line(2), line(3), line(4)]}
+    publish_recovered(tmp_path, manifest, {})
+    assert all(path.read_bytes() == line(0) for path in mine)
