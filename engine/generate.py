@@ -22,7 +22,7 @@ from engine.config import Config
 from engine.errors import EngineError, Interrupted, PotstillError
 from engine.exporter import metrics_server
 from engine.funnel import funnel_line, yield_warning
-from engine.gate import GATE_ROWS, Gate
+from engine.gate import Gate, gate_after
 from engine.goal import Ending, Goal
 from engine.logprobs import record
 from engine.progress import Progress, note
@@ -75,9 +75,10 @@ async def generate_with(
         if run.position:
             note(f"{folder}: going on at prompt {run.position:,} with {run.tally.kept:,} rows kept")
         run.manifest.finished = False
+        opened = gate_after(run.first) if gate else None
         async with Progress(folder, run.tally, total=source.count, target=goal.accepted) as progress:
             with metrics_server(metrics_port, run.tally, progress):
-                generation = _Generation(settings, run, source, progress, goal, gate=gate, backend=backend)
+                generation = _Generation(settings, run, source, progress, goal, gate=opened, backend=backend)
                 ending = await generation.drive()
         summary = _finish(run, progress, ending)
         shortfall = goal.shortfall(ending, run.tally.kept, run.filter.of_quota)
@@ -121,7 +122,7 @@ class _Generation:
         progress: Progress,
         goal: Goal,
         *,
-        gate: bool,
+        gate: Gate | None,
         backend: Backend | None,
     ) -> None:
         self._settings = settings
@@ -144,7 +145,7 @@ class _Generation:
         self._encoder = msgspec.json.Encoder()
         self._deaths: Counter[str] = Counter()
         self._answers = 0
-        self._gate = Gate() if gate and run.position < GATE_ROWS else None
+        self._gate = gate
         self._objection: str | None = None
 
     def _unasked(self) -> Iterator[Prompt]:
@@ -239,8 +240,8 @@ class _Generation:
         self._run.tally.add(committed.outcome, row)
         line = self._encoder.encode(row) + b"\n"
         size = len(line) + (len(committed.completion.logprobs) if committed.outcome == "kept" else 0)
-        if self._gate is not None and self._gate.add(committed, row, size):
-            note(self._gate.report(total=self._source.count, seconds=self._progress.seconds))
+        if self._gate is not None and self._gate.add(committed.outcome, row, size, committed.prompt):
+            note(self._gate.report(total=self._source.count, seconds=self._progress.answering_s))
             self._objection, self._gate = self._gate.objection(), None
         return line
 

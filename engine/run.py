@@ -19,6 +19,7 @@ from engine import config as configuration
 from engine.config import Config
 from engine.errors import ConfigError, MissingError, UsageError
 from engine.filter import Filter
+from engine.gate import GATE_ROWS
 from engine.lock import locked
 from engine.logprobs import check_present, left_records
 from engine.prompts import Source
@@ -77,6 +78,8 @@ class Run:
         self.tally = Tally()
         self.failed: set[int] = set()
         """Indexes of prompts that failed before this part of the run."""
+        self.first: list[tuple[Outcome, Row]] = []
+        """The rows that the gate looks at, of those that were there before."""
         self.writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes)
 
     @property
@@ -194,6 +197,8 @@ def _recover(run: Run, *, logprobs: bool) -> None:
 
 def _take_in(run: Run, kind: Outcome, row: Row) -> None:
     run.tally.add(kind, row)
+    if row.index < GATE_ROWS:
+        run.first.append((kind, row))
     if kind == "failed":
         run.failed.add(row.index)
     if kind in ("kept", "rejected"):
