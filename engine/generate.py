@@ -142,6 +142,8 @@ class _Generation:
         self._prompts = self._unasked()
         self._exhausted = False
         self._stopping = False
+        self._up = False
+        """Whether there is a teacher: while one is started, nothing is in flight that could be waited for."""
         self._encoder = msgspec.json.Encoder()
         self._deaths: Counter[str] = Counter()
         self._answers = 0
@@ -167,21 +169,24 @@ class _Generation:
                 try:
                     await self._with_teacher()
                 except EngineError as error:
+                    self._up = False
                     restarts = 1 if self._answers > before else restarts + 1
                     if self._backend is not None or not self._answers or restarts > RESTARTS:
                         raise
                     self._mourn(error, restarts)
                     await asyncio.sleep(BACKOFF_S * 2 ** (restarts - 1))
-                if self._stopping:
+                if self._stopping and not self._finished:
                     await self._stop()
         return self._steering.ending or "prompts"
 
     @property
     def _finished(self) -> bool:
-        return self._steering.done or (self._exhausted and not self._steering.uncommitted)
+        over = self._exhausted or self._run.position == self._source.count
+        return self._steering.done or (over and not self._steering.uncommitted)
 
     async def _with_teacher(self) -> None:
         async with self._teacher() as backend:
+            self._up = True
             await self._describe(backend)
             self._progress.ready(True, gpus=int(backend.describe().get("gpus", "0")))
             while not self._finished:
@@ -279,15 +284,15 @@ class _Generation:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """First SIGINT or SIGTERM: finish what is in flight and publish. Second: stop now. Both can be resumed."""
+        """First SIGINT or SIGTERM: finish what is in flight and publish. Second, or without a teacher: stop now."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def stop() -> None:
-            if self._stopping and task is not None:
+            if task is not None and (self._stopping or not self._up):
                 task.cancel()
             elif not self._stopping:
-                self._stopping = True
                 note("\nstopping: finishing what is in flight; once more to stop at once")
+            self._stopping = True
 
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop)

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import os
 import random
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -16,7 +18,16 @@ import pytest
 from echo_runs import ROOT, command, lines, settings, size
 
 from engine import config
-from engine.errors import ConfigError, DataError, DiskError, EngineError, MissingError, PotstillError, UsageError
+from engine.errors import (
+    ConfigError,
+    DataError,
+    DiskError,
+    EngineError,
+    Interrupted,
+    MissingError,
+    PotstillError,
+    UsageError,
+)
 from engine.generate import generate
 from engine.rows import Completion
 from engine.shards import read_manifest, write_manifest
@@ -123,6 +134,44 @@ def test_interrupted_it_can_go_on(whole: Path, tmp_path: Path, signals: int) -> 
         assert not list(folder.glob("*.part")), "drained and published"
     generate(settings(), folder)
     assert lines(folder) == lines(whole)
+
+
+def test_a_teacher_that_is_starting_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine import generate as module
+    from engine.backend import EchoBackend
+
+    class Late(EchoBackend):
+        async def __aenter__(self):  # type: ignore[no-untyped-def]
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            await asyncio.sleep(30)
+            return self
+
+    monkeypatch.setattr(module, "make_backend", lambda teacher, sampling, **_: Late(teacher.echo, sampling))
+    start = time.monotonic()
+    with pytest.raises(Interrupted, match="run the same command again"):
+        generate(settings(), tmp_path / "run")
+    assert time.monotonic() - start < 10
+
+
+def test_stopped_with_the_last_prompts_in_flight_it_is_finished(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine import generate as module
+    from engine.backend import EchoBackend
+
+    class Stopped(EchoBackend):
+        async def add(self, prompts):  # type: ignore[no-untyped-def]
+            await super().add(prompts)
+            if prompts[-1].index == 2999:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module, "make_backend", lambda teacher, sampling, **_: Stopped(teacher.echo, sampling))
+    assert generate(settings(), tmp_path / "run")["asked"] == 3000
+    manifest = read_manifest(tmp_path / "run")
+    manifest.finished = False
+    write_manifest(tmp_path / "run", manifest)
+    monkeypatch.setattr(module, "make_backend", None)
+    assert generate(settings(), tmp_path / "run")["asked"] == 3000, "with everything committed no teacher is started"
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(
