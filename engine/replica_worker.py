@@ -1,7 +1,7 @@
 """A replica's own process: a teacher behind a pipe, and what is said through it.
 
-Promises that the teacher is closed when the pipe is, that what ends the teacher is said before anything is closed, and
-that nothing is printed on stdout. Knows nothing of the other replicas.
+Promises that the teacher is closed when the pipe is, that a start is given up when the parent is gone, that what ends
+the teacher is said before anything is closed, and that nothing is printed on stdout. Knows nothing of other replicas.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import gc
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 
 import msgspec
 
@@ -69,15 +71,29 @@ def work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # stdout is the parent's, for results
     os.environ.update(environment)
-    code = asyncio.run(_serve(pipe, teacher, sampling, watch))
+    started = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(started,), daemon=True).start()
+    code = asyncio.run(_serve(pipe, teacher, sampling, watch, started))
     atexit.register(os._exit, code)  # everything is closed by now, and taking vLLM's modules apart lasts seconds
     sys.exit(code)
 
 
-async def _serve(pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None) -> int:
+def _end_with_parent(started: threading.Event) -> None:
+    """Kill this process and those below it if the parent dies while the teacher starts, when nobody reads the pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    if not started.is_set():
+        os.killpg(0, signal.SIGKILL)
+
+
+async def _serve(
+    pipe: Connection, teacher: Teacher, sampling: Sampling, watch: Watch | None, started: threading.Event
+) -> int:
     """Run a teacher until the pipe closes or it dies, and return the exit code."""
     try:
         async with backend_here(teacher, sampling, watch=watch) as backend:
+            started.set()
             _say(pipe, Ready(backend.capacity, backend.describe()))
             await _relay(pipe, backend)
             gc.freeze()  # this process ends: garbage need not be looked for any more

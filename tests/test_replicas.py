@@ -106,6 +106,51 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert not [pid for pid in workers if alive(pid)]
 
 
+STARTING = """
+import asyncio, multiprocessing, sys
+from engine import replica_worker
+from engine.config import Sampling, Teacher
+
+class Starting:
+    async def __aenter__(self):
+        sys.stderr.write("starting")
+        sys.stderr.flush()
+        await asyncio.sleep(60)
+    async def __aexit__(self, *error):
+        pass
+
+def start(pipe):
+    replica_worker.backend_here = lambda *settings, watch: Starting()
+    replica_worker.work(pipe, Teacher(backend="echo"), Sampling(), None, {})
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=start, args=(theirs,))
+    process.start()
+    theirs.close()
+    process.join()
+"""
+
+
+def test_a_worker_that_is_starting_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "starting.py").write_text(STARTING)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "starting.py")], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.read(8) == "starting"
+        workers = children(process.pid)
+        assert workers
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.stderr.close()
+    assert not [pid for pid in workers if alive(pid)]
+
+
 def children(parent: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
