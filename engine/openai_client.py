@@ -63,7 +63,7 @@ class Client:
         self._teacher = teacher
         self._watch = watch
         self._first_backoff_s = first_backoff_s
-        self._key = os.environ.get(teacher.api_key_env, "").strip() if teacher.api_key_env else ""
+        self._key = _key(teacher.api_key_env)
         self._request = wire.Request(teacher, sampling, stream=watch is not None)
         self._models: list[str] = []
         self._gate = asyncio.Lock()
@@ -178,7 +178,11 @@ class Client:
                     raise self._problem(response, wire.read_refusal(await response.read()))
                 if self._watch is not None and response.content_type == "text/event-stream":
                     return await self._follow(prompt, response, self._watch)
-                return wire.read_reply(prompt, await response.read())
+                body = await response.read()
+                try:
+                    return wire.read_reply(prompt, body)
+                except TransientError as fault:
+                    raise TransientError(self._clean(str(fault))) from None
         except TimeoutError:
             raise TransientError(f"no answer within {self._teacher.timeout_s:g} s (teacher.timeout_s)") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -258,6 +262,14 @@ def _reason(error: Exception) -> str:
 def _shown(text: str) -> str:
     """Return a text with the user and password of any address left out."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+
+
+def _key(name: str) -> str:
+    """Return the key that an environment variable holds, or "" without one."""
+    key = os.environ.get(name, "").strip() if name else ""
+    if not key.isprintable():
+        raise ConfigError(f"the environment variable {name} holds no key: there is a line break or the like in it")
+    return key
 
 
 def _check_settings(teacher: Teacher) -> None:

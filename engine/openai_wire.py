@@ -183,7 +183,7 @@ def read_reply(prompt: Prompt, body: bytes) -> Completion:
     """
     reply = _decoded(body)
     if not reply.choices:
-        raise TransientError("the reply has no choices")
+        raise TransientError(refusal_of(reply.error).message if reply.error else "the reply has no choices")
     choice = reply.choices[0]
     return _answer(prompt, choice.message.content or "", choice.finish_reason or "stop", reply.usage)
 
@@ -248,6 +248,8 @@ def trouble(status: int, refusal: Refusal, *, model: str) -> Trouble:
         return "quota"
     if status in (408, 425, 429) or status >= 500:
         return "transient"
+    if refusal.code == "unknown_url" or (status == 404 and "/chat/completions" in refusal.message):
+        return "path"
     if refusal.code == "model_not_found" or refusal.param == "model" or (status == 404 and model in refusal.message):
         return "model"
     nameless = refusal.message.lower() in ("", "not found", "method not allowed")
@@ -260,8 +262,9 @@ def read_models(body: bytes) -> list[str] | None:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    entries = data.get("data", []) if isinstance(data, dict) else data
-    return [str(entry["id"]) for entry in entries or [] if isinstance(entry, dict) and "id" in entry]
+    entries = data.get("data") if isinstance(data, dict) else data
+    listed = entries if isinstance(entries, list) else []
+    return [str(entry["id"]) for entry in listed if isinstance(entry, dict) and "id" in entry]
 
 
 def retry_after_s(value: str | None, *, now: datetime | None = None) -> float | None:

@@ -231,6 +231,21 @@ async def test_the_key_is_sent_and_never_shown(
     assert key[:12] not in str(caught.value) + caplog.text
 
 
+def test_a_key_with_a_line_break_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-one\nsk-two")
+    with pytest.raises(ConfigError, match="the environment variable SOME_KEY holds no key") as caught:
+        OpenAIBackend(Teacher(model="teacher", api_key_env="SOME_KEY"), SAMPLING)
+    assert "sk-" not in str(caught.value)
+
+
+async def test_an_error_in_place_of_an_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-secret")
+    async with Endpoint() as endpoint:
+        endpoint.poison["about 1."] = Fault(200, b'{"error": {"message": "sk-secret: upstream is gone", "code": 502}}')
+        answers = await ask(endpoint, prompts(2), retries=0, api_key_env="SOME_KEY")
+        assert answers[1].error == "***: upstream is gone, after 0 retries"
+
+
 async def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     async with Endpoint() as endpoint:

@@ -154,6 +154,8 @@ def test_a_refusal_is_read_in_every_form(body: bytes, expected: Refusal) -> None
         (404, Refusal("The model `m-7b` does not exist."), "model"),
         (400, Refusal("The model `m-7b` is too small for this prompt"), "prompt"),
         (404, Refusal("Not Found"), "path"),
+        (404, Refusal("Invalid URL (POST /chat/completions)"), "path"),
+        (404, Refusal("Unknown request URL: POST /x. m-7b", "unknown_url"), "path"),
         (405, Refusal("Method Not Allowed"), "path"),
         (301, Refusal(), "path"),
         (401, Refusal(), "key"),
@@ -198,6 +200,8 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, expected: float | N
         (b'[{"id": "a"}]', ["a"]),
         (b'{"data": null}', []),
         (b'{"data": ["a"]}', []),
+        (b'{"data": 3}', []),
+        (b'"x"', []),
         (b"<html>", None),
     ],
 )
