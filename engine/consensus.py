@@ -114,6 +114,6 @@ class Vote:
             return samples[0].error
         if not votes:
             return f"none of {len(samples)} samples matches sampling.consensus_pattern"
-        if votes < self._share * len(samples):
+        if votes / len(samples) < self._share:  # 0.56 * 25 is more than 14
             return f"{votes} of {len(samples)} samples agree, fewer than sampling.consensus_share = {self._share:g}"
         return ""

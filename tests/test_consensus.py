@@ -70,6 +70,7 @@ def test_a_pattern_says_what_is_voted_for() -> None:
 
 def test_too_few_votes_are_a_failed_row() -> None:
     assert decide(["a", "b", "a", "c"], consensus_share=0.5).error == ""
+    assert decide([*("a" * 14), *"bcdefghijkl"], consensus_share=0.56).error == "", "14 of 25 are 0.56"
     found = decide(["a", "b", "a", "c"], consensus_share=0.6)
     assert found.error == "2 of 4 samples agree, fewer than sampling.consensus_share = 0.6"
     assert (found.text, found.votes) == ("a", 2)
