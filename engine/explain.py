@@ -19,7 +19,7 @@ from engine.errors import DataError, MissingError
 from engine.filter import DUPLICATE, QUOTA, Filter
 from engine.progress import note
 from engine.rows import OUTCOMES, Outcome
-from engine.shards import Manifest, read_lines, read_manifest
+from engine.shards import MANIFEST, Manifest, read_lines, read_manifest
 
 TEMPLATES_SHOWN = 20
 
@@ -92,11 +92,20 @@ def explain_yield(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def filter_settings(manifest: Manifest) -> configuration.Filter:
-    """Return the filter settings that a run was begun with."""
+    """Return the filter settings that a run was begun with.
+
+    Raises: DataError where this version does not know them.
+    """
     chosen = {
         key.removeprefix("filter."): value for key, value in manifest.fingerprint.items() if key.startswith("filter.")
     }
-    return msgspec.convert(chosen, configuration.Filter)
+    try:
+        return msgspec.convert(chosen, configuration.Filter)
+    except msgspec.ValidationError as error:
+        raise DataError(
+            f"{MANIFEST}: this version of potstill does not know the run's filter settings ({error}); use the version "
+            "that wrote it"
+        ) from None
 
 
 def _first(

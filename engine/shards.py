@@ -79,13 +79,21 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"{folder} is not a run: it has no {MANIFEST}; give the folder that generate wrote"
         ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except msgspec.DecodeError as error:
         raise DataError(f"{path}: cannot be read ({error}); restore it or generate again") from None
+    if manifest.schema != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: has schema {manifest.schema}, and this version of potstill reads {SCHEMA_VERSION}; use the "
+            "version that wrote it"
+        )
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -291,6 +299,8 @@ def check_shard(folder: Path, shard: Shard) -> None:
         raise DataError(
             f"{path}: the shard is missing, though the manifest names it; restore it or generate again"
         ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); restore it or generate again") from None
     if (size, rows, digest.hexdigest()) != (shard.bytes, shard.rows, shard.xxh3):
         raise DataError(
             f"{path}: the shard is not the one that was published (checksum differs); restore it or generate again"

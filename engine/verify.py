@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from engine import config as configuration
 from engine.columns import Batch, Columns, Parser
 from engine.errors import DataError
+from engine.explain import filter_settings
 from engine.filter import QUOTA, RULES, Filter
 from engine.filter_batch import BatchFilter
 from engine.logprobs import check_logprobs
@@ -39,7 +39,7 @@ def verify(folder: Path) -> dict[str, Any]:
             raise DataError(f"{folder / shard.file}: has no log-probabilities, though they were asked for")
     if "sources" in manifest.fingerprint:
         return _verify_filtered(folder, manifest)
-    tally, rules = Tally(), Filter(_filter_settings(manifest), manifest.fingerprint.get("output.quotas"))
+    tally, rules = Tally(), Filter(filter_settings(manifest), manifest.fingerprint.get("output.quotas"))
     for expected, (index, outcome, row, shard) in enumerate(_in_order(folder, manifest)):
         where = f"{folder / shard.file}: row {row.id}"
         if index != expected:
@@ -92,7 +92,7 @@ def _judge_again(folder: Path, manifest: Manifest) -> Counter[str]:
     names = {
         key.removeprefix("columns."): value for key, value in manifest.fingerprint.items() if key.startswith("columns.")
     }
-    judge = BatchFilter(Filter(_filter_settings(manifest)))
+    judge = BatchFilter(Filter(filter_settings(manifest)))
     parser = Parser(Columns(**names), judge.fields())
     kept = (line for shard in manifest.of("kept") for line in read_lines(folder, shard))
     rules: Counter[str] = Counter()
@@ -109,13 +109,6 @@ def _judge_again(folder: Path, manifest: Manifest) -> Counter[str]:
     if next(kept, None) is not None:
         raise DataError(f"{folder}: more rows are filed as kept than the filter keeps")
     return +rules
-
-
-def _filter_settings(manifest: Manifest) -> configuration.Filter:
-    chosen = {
-        key.removeprefix("filter."): value for key, value in manifest.fingerprint.items() if key.startswith("filter.")
-    }
-    return msgspec.convert(chosen, configuration.Filter)
 
 
 def _in_order(folder: Path, manifest: Manifest) -> Iterator[tuple[int, Outcome, Row, Shard]]:

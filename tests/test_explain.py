@@ -30,6 +30,17 @@ def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.parametrize("command", ["explain", "verify"])
+def test_filter_settings_of_another_version_are_a_sentence(
+    command: str, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["fingerprint"]["filter.later"] = 3
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert main([command, str(run)]) == 1
+    assert "does not know the run's filter settings" in capfd.readouterr().err
+
+
 def test_one_row(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def explain(row: str) -> dict[str, Any]:
         assert main(["explain", str(run), row]) == 0

@@ -134,6 +134,13 @@ def test_no_manifest_and_a_broken_one_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema": "one"}')
     with pytest.raises(DataError, match=r"manifest\.json: cannot be read"):
         read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema": 2}')
+    with pytest.raises(DataError, match=r"has schema 2, and this version of potstill reads 1"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(DataError, match=r"manifest\.json: cannot be read"):
+        read_manifest(tmp_path)
 
 
 def test_a_full_disk_is_a_sentence() -> None:
