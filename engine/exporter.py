@@ -31,8 +31,8 @@ def metrics_server(port: int | None, tally: Tally, progress: Progress) -> Iterat
     registry.register(_Counts(tally, progress))
     try:
         server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
-    except OSError as error:
-        raise UsageError(f"--metrics-port {port}: {error.strerror or error}; choose another port") from None
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--metrics-port {port}: {error}; choose another port") from None
     try:
         yield
     finally:

@@ -13,6 +13,8 @@ from typing import Self
 
 import msgspec
 
+from engine.errors import DiskError
+from engine.part import disk
 from engine.tally import Tally
 
 METRICS = "metrics.jsonl"
@@ -89,7 +91,7 @@ class Progress:
             print(file=sys.stderr)
         try:
             await self._measure(time.monotonic(), last=True)
-        except OSError:
+        except DiskError:
             if error is None:  # else what went wrong first is what must be told
                 raise
 
@@ -117,8 +119,9 @@ class Progress:
         }
         import aiofiles
 
-        async with aiofiles.open(self._path, "ab") as file:
-            await file.write(msgspec.json.encode(line) + b"\n")
+        with disk(self._path):
+            async with aiofiles.open(self._path, "ab") as file:
+                await file.write(msgspec.json.encode(line) + b"\n")
         self._show(now, rows, tokens, kept, last=last)
 
     def _show(self, now: float, rows: float, tokens: float, kept: float, *, last: bool) -> None:

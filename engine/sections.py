@@ -15,7 +15,7 @@ from engine import rule_settings
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Rate = Annotated[float, Meta(gt=0.0)]
+Rate = Annotated[float, Meta(gt=0.0, le=1e12)]
 
 RECIPE_PHRASES = ("i don't know", "as an ai language model", "i cannot", "sorry, i", "let me think", "[redacted]")
 """The phrase list of the original recipe."""

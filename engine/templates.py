@@ -129,7 +129,7 @@ class _Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     text: str
-    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    weight: Annotated[float, msgspec.Meta(gt=0, le=1e12)] = 1.0
     system: str = ""
     examples: list[_Example] = []
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -145,7 +145,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    template: list[_Entry]
+    template: Annotated[list[_Entry], msgspec.Meta(min_length=1)]
 
 
 def load_templates(path: Path) -> list[Template]:
@@ -182,6 +182,10 @@ def _read(path: Path) -> list[_Entry]:
         return msgspec.convert(data, _File).template
     except FileNotFoundError:
         raise MissingError(f"prompts.templates: {path} is not there; give the path of a template file") from None
+    except OSError as error:
+        raise MissingError(
+            f"prompts.templates: {path} cannot be read ({error.strerror}); give a template file"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TemplateError(f"{path}: not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
@@ -219,7 +223,7 @@ def _sources(entry: _Entry, folder: Path) -> list[Values]:
 def _simple_source(template: str, name: str, slot: _Slot, folder: Path) -> Values:
     if slot.range is not None:
         start, stop, step = (Decimal(str(number)) for number in (*slot.range, slot.step))
-        if step <= 0 or stop < start:
+        if not all(number.is_finite() for number in (start, stop, step)) or step <= 0 or stop < start:
             raise TemplateError(f"template {template}: slot {name} needs range = [low, high] and a step above 0")
         return RangeValues(name, start, stop, step)
     if slot.choices is not None:
@@ -248,6 +252,8 @@ def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
         lines = path.read_bytes().split(b"\n")
     except (FileNotFoundError, IsADirectoryError):
         raise MissingError(f"{path} is not there; give the path of a file") from None
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read ({error.strerror}); give the path of a file") from None
     found = []
     for number, line in enumerate(lines, start=1):
         text = line.rstrip(b"\r")

@@ -30,6 +30,7 @@ def test_shortest_useful_config(tmp_path: Path) -> None:
         ("[teacher.echo]\nrefusal = 0.1\n", "unknown key teacher.echo.refusal; did you mean refusals?"),
         ("[filter]\nmax_chars = -1\n", "filter.max_chars"),
         ('[sampling]\ntemperature = "hot"\n', "sampling.temperature"),
+        ("[teacher]\ntimeout_s = inf\n", "teacher.timeout_s"),
         ('[filter]\ncap_key = "none"\n', "filter.cap_key"),
         ("[filter\n", "not valid TOML"),
     ],

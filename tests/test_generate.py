@@ -198,6 +198,18 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(
     assert lines(folder) == lines(whole)
 
 
+def test_a_disk_that_takes_no_metrics_is_a_sentence_too(tmp_path: Path) -> None:
+    from engine.progress import Progress
+    from engine.tally import Tally
+
+    async def show() -> None:
+        async with Progress(tmp_path, Tally(), total=3, target=None):
+            (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+
+    with pytest.raises(DiskError, match=r"metrics\.jsonl: the disk is full; free some space"):
+        asyncio.run(show())
+
+
 def test_a_changed_setting_is_refused_by_name(whole: Path) -> None:
     with pytest.raises(ConfigError, match=r"filter\.max_chars = 800, not 700"):
         generate(settings("filter.max_chars=700"), whole)
@@ -319,6 +331,11 @@ def test_the_forecast_leaves_the_start_of_the_teacher_out(tmp_path: Path, capsys
     found = re.search(r"forecast for 64,000 prompts: .* ([0-9.]+) h", capsys.readouterr().err)
     assert found is not None
     assert float(found[1]) < 0.5 * 1000 / 3600
+
+
+def test_a_port_that_is_none_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--metrics-port 99999: .*choose another port"):
+        generate(settings(), tmp_path / "run", metrics_port=99999)
 
 
 def test_prometheus_text_while_it_runs(tmp_path: Path) -> None:

@@ -111,6 +111,10 @@ def test_slots_are_bare_names(tmp_path: Path, text: str) -> None:
         ("", "slot {v} has no source"),
         ("[template.slots.v]\n", "needs one of range, choices, lines, jsonl"),
         ("[template.slots.v]\nrange = [3, 1]\n", "range = [low, high]"),
+        ("[template.slots.v]\nrange = [0, inf]\n", "range = [low, high]"),
+        ("[template.slots.v]\nrange = [nan, 1]\n", "range = [low, high]"),
+        ("[template.slots.v]\nrange = [0, 1]\nstep = nan\n", "range = [low, high]"),
+        ("weight = inf\n", "template[0].weight"),
         ("[template.slots.v]\nchoices = []\n", "has no values"),
         ("[template.slots.v]\nrange = [1, 2]\n[template.slots.w]\nrange = [1, 2]\n", "slot w is described but not in"),
         ("[template.slots.v]\nrnage = [1, 2]\n", "rnage"),
@@ -121,6 +125,13 @@ def test_template_mistakes_are_named(tmp_path: Path, body: str, says: str) -> No
     with pytest.raises(TemplateError) as caught:
         load_templates(Path(path))
     assert says in str(caught.value)
+
+
+def test_a_template_file_is_a_file_with_templates(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"prompts.templates: .* cannot be read \(Is a directory\)"):
+        load_templates(tmp_path)
+    with pytest.raises(TemplateError, match="length >= 1"):
+        load_templates(Path(templates(tmp_path, "template = []")))
 
 
 def test_slots_of_one_jsonl_come_from_one_row(tmp_path: Path) -> None:
