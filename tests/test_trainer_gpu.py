@@ -39,14 +39,19 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(workshop: Path, name: str, *settings: str) -> dict[str, Any]:
     """Train in a process of its own; return its result."""
     changes = [argument for setting in settings for argument in ("--set", setting)]
-    command = [sys.executable, potstill.__file__, "train", str(workshop / "config.toml"), "--debug"]
-    command += ["--data", str(workshop / "run"), "--out", str(workshop / name), *changes]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=workshop)
+    arguments = [str(workshop / "config.toml"), "--data", str(workshop / "run"), "--out", str(workshop / name)]
+    return run("train", *arguments, *changes, cwd=workshop)
+
+
+def run(*arguments: str, cwd: Path) -> dict[str, Any]:
+    """Run a command of potstill and return its result."""
+    command = [sys.executable, potstill.__file__, *arguments, "--debug"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=cwd)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("\n") == 1, result.stdout
     sys.stderr.write(result.stderr)
-    done: dict[str, Any] = json.loads(result.stdout)
-    return done
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,24 @@ def test_each_way_of_tuning_learns(workshop: Path, plain: dict[str, Any], tuning
         # vLLM serves neither of these.
         assert settings["modules_to_save"] is None
         assert settings["bias"] == "none"
+
+
+@pytest.mark.model
+@pytest.mark.timeout(900)
+def test_a_student_of_the_packaged_model_leaves_in_every_form_and_is_served(
+    workshop: Path, teacher_folder: Path
+) -> None:
+    learns = ("train.learning_rate=5e-4", "train.epochs=4", "train.val_fraction=0.25")
+    done = trained(workshop, "left", f"student.model={teacher_folder}", "train.tuning=qlora", *learns)
+    assert (done["backend"], done["tuning"]) == ("unsloth", "qlora")
+    short = ("--set", "eval.max_tokens=48", "--set", "teacher.max_model_len=512")
+    student = str(workshop / "left")
+    found = run(
+        *("export-model", student, "--to", "adapter,merged,fp8,w4a16", "--engine", "vllm", *short), cwd=workshop
+    )
+    for form in found["forms"].values():
+        assert (form["verified"], form["engine"]) == (True, "vllm"), found
+        assert form["items"] >= 90
+    served = run("serve", student, "--smoke", "--port", "8128", *short, cwd=workshop)
+    assert "--enable-lora" in served["command"]
+    assert served["same"] >= 7, served
