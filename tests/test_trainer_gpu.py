@@ -46,7 +46,7 @@ def trained(workshop: Path, name: str, *settings: str) -> dict[str, Any]:
 def run(*arguments: str, cwd: Path) -> dict[str, Any]:
     """Run a command of potstill and return its result."""
     command = [sys.executable, potstill.__file__, *arguments, "--debug"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=cwd)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=cwd)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("\n") == 1, result.stdout
     sys.stderr.write(result.stderr)
