@@ -74,6 +74,12 @@ class Filter:
             self._count(template)
         return verdict
 
+    def reaches(self, draft: Draft) -> bool:
+        """Say whether a row may yet come before the optional rules when it is judged; it is not remembered."""
+        if self.quota(draft.template) is not None or self.content.judge(draft.output) is not None:
+            return False
+        return self.key(draft.instruction, draft.input, draft.output) not in self.seen
+
     def quota(self, template: str) -> Verdict | None:
         """Return what becomes of a template's rows once its quota is filled, or None while it is not."""
         wanted = self.quotas.get(template)
@@ -141,13 +147,20 @@ class Filter:
             return
         if rule != "duplicate" and not (row.aborted and "output" in self.settings.dedup_on):
             self.seen.add(self.key(row.instruction, row.input, row.output))
-        if rule not in RULES[:3] and not row.aborted and self.optional:
+        draft = self.shown(row)
+        if draft is not None:
             # A rule that remembers rows is shown those that reached it; its verdict is known.
-            self.optional.finish(Draft(row.instruction, row.output, row.input, row.template, row.finish_reason, row.id))
+            self.optional.finish(draft)
         if not rule:
             self.caps[self.cap_key(row.instruction, row.template)] += 1
             self.kept += 1
             self._count(row.template)
+
+    def shown(self, row: Row) -> Draft | None:
+        """Return a row that was judged before as the optional rules saw it, or None where they did not."""
+        if not self.optional or row.rule in (*RULES[:3], QUOTA) or row.aborted:
+            return None
+        return Draft(row.instruction, row.output, row.input, row.template, row.finish_reason, row.id)
 
 
 class Content:

@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,10 @@ from engine.shards import (
 from engine.tally import Tally
 
 Resume = Literal["auto", "never", "always"]
+Stored = tuple[Outcome, Row, bytes]
+"""What became of a row, and its line."""
+PREPARED_ROWS = 256
+"""Rows of an earlier part that are prepared in one go."""
 
 SPEED_KEYS = frozenset(
     {
@@ -86,6 +91,14 @@ class Run:
     def position(self) -> int:
         """Index of the first prompt that is not committed."""
         return self.tally.asked
+
+    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Check the counts, write the summary with some further facts, and return it."""
+        self.tally.check()
+        self.manifest.summary = {**self.tally.summary(), **facts, "run": str(self.folder)}
+        self.manifest.finished = True
+        self.writer.publish()
+        return self.manifest.summary
 
 
 @contextmanager
@@ -177,15 +190,14 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def _recover(run: Run, *, logprobs: bool) -> None:
     """Take in what is on disk; with `logprobs`, a kept row whose record is torn is asked again."""
     check_present(run.folder, run.manifest)
-    for shard in run.manifest.shards:
-        for line in read_lines(run.folder, shard):
-            _take_in(run, shard.kind, msgspec.json.decode(line, type=Row))
+    for kind, row, _ in _prepared(run, _published(run)):
+        _take_in(run, kind, row)
     found = _rows_by_index(leftovers(run.folder, run.manifest))
     records = left_records(run.folder, run.manifest) if logprobs else {}
     lines: dict[Outcome, list[bytes]] = {}
     scored: list[bytes] = []
-    while run.position in found:
-        kind, row, line = found[run.position]
+    following = (found[index] for index in takewhile(found.__contains__, count(run.position)))
+    for kind, row, line in _prepared(run, following):
         if logprobs and kind == "kept":
             if row.id not in records:
                 break
@@ -193,6 +205,22 @@ def _recover(run: Run, *, logprobs: bool) -> None:
         lines.setdefault(kind, []).append(line)
         _take_in(run, kind, row)
     publish_recovered(run.folder, run.manifest, lines, scored)
+
+
+def _published(run: Run) -> Iterator[Stored]:
+    for shard in run.manifest.shards:
+        for line in read_lines(run.folder, shard):
+            yield shard.kind, msgspec.json.decode(line, type=Row), line
+
+
+def _prepared(run: Run, rows: Iterator[Stored]) -> Iterator[Stored]:
+    """Yield the same rows, when the rules have done what is costly about them, for many rows at once."""
+    rules = run.filter.optional
+    while rules.prepares and (batch := list(islice(rows, PREPARED_ROWS))):
+        shown = [run.filter.shown(row) for kind, row, _ in batch if kind in ("kept", "rejected")]
+        rules.prepare([draft for draft in shown if draft is not None])
+        yield from batch
+    yield from rows
 
 
 def _take_in(run: Run, kind: Outcome, row: Row) -> None:
@@ -205,9 +233,9 @@ def _take_in(run: Run, kind: Outcome, row: Row) -> None:
         run.filter.restore(row)
 
 
-def _rows_by_index(lines: dict[Outcome, list[bytes]]) -> dict[int, tuple[Outcome, Row, bytes]]:
+def _rows_by_index(lines: dict[Outcome, list[bytes]]) -> dict[int, Stored]:
     """Key unpublished lines by prompt index; a line that a crash of the machine has spoilt is left out."""
-    found: dict[int, tuple[Outcome, Row, bytes]] = {}
+    found: dict[int, Stored] = {}
     for kind in OUTCOMES:
         for line in lines.get(kind, ()):
             try:

