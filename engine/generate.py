@@ -7,7 +7,6 @@ on timing, and that a run which is killed anywhere goes on with the same rows. A
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
@@ -28,8 +27,10 @@ from engine.logprobs import record
 from engine.progress import Progress, note
 from engine.prompts import Source, source_of
 from engine.rows import Completion, Outcome, Prompt, cleaned, row_of
+from engine.rules import AT_ONCE
 from engine.run import Resume, Run, open_run, versions
 from engine.shards import write_manifest
+from engine.signals import told
 from engine.steer import Committed, Steering
 
 AHEAD = 8
@@ -40,9 +41,6 @@ BACKOFF_S = 1.0
 """Wait before the first restart; it doubles each time."""
 DEATHS = 2
 """A prompt that was in flight at so many deaths of the teacher is asked alone; one that kills it alone has failed."""
-
-PREPARED_ROWS = 64
-"""Rows that are prepared in one go: a second signal, which stops at once, waits for no more."""
 
 
 def generate(
@@ -219,8 +217,8 @@ class _Generation:
         completions = [cleaned(completion) for completion in arrived]
         rules = self._run.filter.optional
         drafts = self._steering.drafts(completions) if rules.prepares else []
-        for start in range(0, len(drafts), PREPARED_ROWS):
-            await asyncio.to_thread(rules.prepare, drafts[start : start + PREPARED_ROWS])
+        for start in range(0, len(drafts), AT_ONCE):
+            await asyncio.to_thread(rules.prepare, drafts[start : start + AT_ONCE])
         return completions
 
     async def _commit(self) -> None:
@@ -283,7 +281,7 @@ class _Generation:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """First SIGINT or SIGTERM: finish what is in flight and publish. Second, or without a teacher: stop now."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
 
         def stop() -> None:
             if task is not None and (self._stopping or not self._up):
@@ -292,14 +290,10 @@ class _Generation:
                 note("\nstopping: finishing what is in flight; once more to stop at once")
             self._stopping = True
 
-        for name in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(name, stop)
         try:
-            yield
+            with told(stop):
+                yield
         except asyncio.CancelledError:
             if self._stopping:
                 raise Interrupted("stopped at once; run the same command again to go on") from None
             raise
-        finally:
-            for name in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(name)

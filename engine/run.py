@@ -25,6 +25,7 @@ from engine.lock import locked
 from engine.logprobs import check_present, left_records
 from engine.prompts import Source
 from engine.rows import OUTCOMES, Outcome, Row
+from engine.rules import AT_ONCE
 from engine.shards import (
     MANIFEST,
     Manifest,
@@ -42,8 +43,6 @@ from engine.tally import Tally
 Resume = Literal["auto", "never", "always"]
 Stored = tuple[Outcome, Row, bytes]
 """What became of a row, and its line."""
-PREPARED_ROWS = 256
-"""Rows of an earlier part that are prepared in one go."""
 
 SPEED_KEYS = frozenset(
     {
@@ -216,7 +215,7 @@ def _published(run: Run) -> Iterator[Stored]:
 def _prepared(run: Run, rows: Iterator[Stored]) -> Iterator[Stored]:
     """Yield the same rows, when the rules have done what is costly about them, for many rows at once."""
     rules = run.filter.optional
-    while rules.prepares and (batch := list(islice(rows, PREPARED_ROWS))):
+    while rules.prepares and (batch := list(islice(rows, AT_ONCE))):
         shown = [run.filter.shown(row) for kind, row, _ in batch if kind in ("kept", "rejected")]
         rules.prepare([draft for draft in shown if draft is not None])
         yield from batch

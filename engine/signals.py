@@ -5,6 +5,7 @@ Where it is killed and cannot pass anything on, Linux tells those that asked for
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -55,3 +56,16 @@ def ends_with_parent() -> Callable[[], None] | None:
             os._exit(128 + signal.SIGTERM)
 
     return ask
+
+
+@contextmanager
+def told(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` from the running event loop at every SIGINT and SIGTERM."""
+    loop, names = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    for name in names:
+        loop.add_signal_handler(name, stop)
+    try:
+        yield
+    finally:
+        for name in names:
+            loop.remove_signal_handler(name)

@@ -67,6 +67,10 @@ QUIET = (settings.NearDuplicate, settings.Semantic, settings.Leak)
 """Rules that know nothing of an unfinished output, and hold much."""
 
 
+AT_ONCE = 64
+"""Rows that a run prepares in one go: a second signal, which stops it at once, waits for no more."""
+
+
 @runtime_checkable
 class Refusing(Protocol):
     """A rule that may know from the prompt alone."""
