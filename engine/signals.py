@@ -1,6 +1,6 @@
-"""Signals for a process that only waits for others: passed on, so that those decide how they end.
+"""Signals: told to a running event loop, or passed on by a process that waits for others, which decide how they end.
 
-Where it is killed and cannot pass anything on, Linux tells those that asked for it before they started.
+Where that one is killed and cannot pass anything on, Linux tells those that asked for it before they started.
 """
 
 from __future__ import annotations
