@@ -128,6 +128,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise MissingError(f"{path}: no such configuration file; give the path of a TOML file") from None
     except IsADirectoryError:
         raise MissingError(f"{path} is a folder; give the path of a TOML file") from None
+    except OSError as error:
+        raise MissingError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 

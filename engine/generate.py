@@ -40,7 +40,9 @@ RESTARTS = 5
 BACKOFF_S = 1.0
 """Wait before the first restart; it doubles each time."""
 DEATHS = 2
-"""A prompt that was in flight at so many deaths of the teacher is asked alone; one that kills it alone has failed."""
+"""A prompt that was in flight at so many deaths of the teacher is a suspect; one that kills it alone has failed."""
+FEWER = 32
+"""Suspects are asked so many times fewer at once, and fewer again at each death: 6,000 in flight take three steps."""
 
 
 def generate(
@@ -200,8 +202,9 @@ class _Generation:
         if self._stopping:
             return
         window = backend.capacity + max(8, backend.capacity // 2)
-        suspects = any(self._deaths[prompt_id] >= DEATHS for prompt_id in self._deaths)
-        room = (1 if suspects else window) - self._steering.in_flight
+        worst = max(self._deaths.values(), default=0)
+        at_once = window if worst < DEATHS else max(1, window // FEWER ** (worst - DEATHS + 1))
+        room = at_once - self._steering.in_flight
         while self._steering.ready < room and self._steering.uncommitted < AHEAD * window and self._steering.open:
             prompt = next(self._prompts, None)
             if prompt is None:
@@ -269,6 +272,7 @@ class _Generation:
             self._steering.finish(
                 Completion(id=lost[0], text="", finish_reason="error", error="the teacher dies when it is asked this")
             )
+            self._deaths.clear()
 
     async def _stop(self) -> None:
         self._run.tally.check()

@@ -107,7 +107,8 @@ def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume =
     Raises: UsageError where `resume` does not fit what is there, ConfigError where a setting has changed, DataError
     where a shard is not the one that was published.
     """
-    exists = (folder / MANIFEST).exists()
+    with disk(folder):
+        exists = (folder / MANIFEST).exists()
     if exists and resume == "never":
         raise UsageError(f"{folder} holds a run already; choose another --out, or --resume auto to go on with it")
     if not exists and resume == "always":

@@ -97,9 +97,10 @@ class Tally:
 
         A low one for rows that were ended for their length: they would have gone on past the mean.
         """
-        whole = sum(one.whole for one in self.templates.values())
-        mean = sum(one.whole_tokens for one in self.templates.values()) / whole if whole else 0.0
-        saved = [one.saved(mean) for one in self.templates.values()]
+        templates = list(self.templates.values())  # the thread that serves metrics asks while others are added
+        whole = sum(one.whole for one in templates)
+        mean = sum(one.whole_tokens for one in templates) / whole if whole else 0.0
+        saved = [one.saved(mean) for one in templates]
         skipped, held, aborted = (round(sum(part)) for part in zip(*saved, strict=True)) if saved else (0, 0, 0)
         return {"skipped": skipped, "held": held, "aborted": aborted}
 

@@ -22,6 +22,7 @@ A template file is TOML:
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import string
 import tomllib
@@ -249,7 +250,7 @@ def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
     Raises: MissingError where it is not there, DataError where a line is not UTF-8.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except (FileNotFoundError, IsADirectoryError):
         raise MissingError(f"{path} is not there; give the path of a file") from None
     except OSError as error:

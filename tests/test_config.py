@@ -60,6 +60,8 @@ def test_bad_overrides_are_refused(override: str) -> None:
 def test_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such configuration file"):
         config.load(tmp_path / "none.toml")
+    with pytest.raises(MissingError, match="cannot be read"):
+        config.load(Path("/proc/self/mem"))
 
 
 def test_dump_loads_again(tmp_path: Path) -> None:

@@ -394,11 +394,12 @@ class TestTeacherDies:
         from engine import generate as module
         from engine.backend import EchoBackend
 
-        state = {"deaths": 0, "every": 400, "answered": 0, "poison": -1}
+        state = {"deaths": 0, "every": 400, "answered": 0, "poison": -1, "alone": 0}
 
         class Dying(EchoBackend):
             async def completions(self):  # type: ignore[no-untyped-def]
                 taken = [*self._waiting.values(), *(prompt for prompt, _, _ in self._running.values())]
+                state["alone"] += len(taken) == 1
                 if any(prompt.index == state["poison"] for prompt in taken):
                     state["deaths"] += 1
                     raise EngineError("poisoned")
@@ -428,6 +429,8 @@ class TestTeacherDies:
         assert summary["failed"] == 1
         failed = [orjson.loads(line) for line in lines(tmp_path / "run", "failed")]
         assert [row["index"] for row in failed] == [500]
+        assert deadly["deaths"] <= 5
+        assert deadly["alone"] < 40, "those that were in flight with it are not all asked alone"
         verify(tmp_path / "run")
 
     def test_one_that_never_answers_ends_the_run(self, deadly: dict[str, int], tmp_path: Path) -> None:

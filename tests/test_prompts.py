@@ -136,7 +136,7 @@ def test_a_template_file_is_a_file_with_templates(tmp_path: Path) -> None:
 
 def test_slots_of_one_jsonl_come_from_one_row(tmp_path: Path) -> None:
     (tmp_path / "people.jsonl").write_text('{"name": "Ada", "age": 36}\n\n{"name": "Alan", "age": 41}\n')
-    (tmp_path / "words.txt").write_text("alpha\r\nbeta\n")
+    (tmp_path / "words.txt").write_text("\ufeffalpha\r\nbeta\n")
     text = (
         '[[template]]\nid = "p"\ntext = "{word} {who} {age}"\n[template.slots.who]\njsonl = "people.jsonl"\n'
         'column = "name"\n[template.slots.age]\njsonl = "people.jsonl"\n[template.slots.word]\nlines = "words.txt"\n'
