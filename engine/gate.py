@@ -84,13 +84,13 @@ class Gate:
         if self._failed > TOO_MANY * answered:
             return (
                 f"the smoke gate stopped the run: {self._failed} of the first {answered} prompts failed, the first one "
-                f"with: {self._failure}; mend that, or pass --no-gate to go on regardless"
+                f"with: {self._failure}; mend that, or pass --no-gate to potstill generate"
             )
         for name, remedy in REMEDIES.items():
             if self._asked and self._rate(name) > TOO_MANY:
                 return (
                     f"the smoke gate stopped the run: {self._rate(name):.0%} of the first {self._asked} answers are "
-                    f"{name}; {remedy}, or pass --no-gate to go on regardless"
+                    f"{name}; {remedy}, or pass --no-gate to potstill generate"
                 )
         return None
 
