@@ -120,7 +120,7 @@ class OpenAIBackend:
         except RefusedError as refusal:
             self._alive(_failed(prompt, str(refusal)))
         except TransientError as fault:
-            self._suspect(prompt, str(fault))
+            self._suspect(prompt, fault)
 
     def _alive(self, completion: Completion) -> None:
         """Hand over an answer; it also proves that prompts which ran out of retries failed by themselves."""
@@ -128,16 +128,16 @@ class OpenAIBackend:
         self._done += [*self._suspects, completion]
         self._suspects.clear()
 
-    def _suspect(self, prompt: Prompt, why: str) -> None:
+    def _suspect(self, prompt: Prompt, fault: TransientError) -> None:
         """Hold a prompt that ran out of retries until it is clear whether it failed or the endpoint did.
 
         Raises: EndpointError where it is the endpoint; a resumed run then asks the held prompts again.
         """
         self._exhausted += 1
         if self._exhausted >= DOWN_AFTER:
-            why = f"{DOWN_AFTER} prompts in a row ran out of retries, the last one with: {why}"
-            raise self._client.error("gone", why)
-        self._suspects.append(_failed(prompt, f"{why}, after {self._retries} retries"))
+            why = f"{DOWN_AFTER} prompts in a row ran out of retries, the last one with: {fault}"
+            raise self._client.error("too_many" if fault.too_many else "gone", why)
+        self._suspects.append(_failed(prompt, f"{fault}, after {self._retries} retries"))
 
     async def _acquit(self) -> None:
         """Nothing is in flight that could prove the endpoint alive: ask it, then hand over the held prompts."""

@@ -22,6 +22,7 @@ from engine import openai_wire as wire
 from engine.backend import Watch
 from engine.config import Sampling, Teacher
 from engine.errors import ConfigError, EndpointError
+from engine.openai_pressure import Pressure
 from engine.openai_wire import RefusedError, TransientError
 from engine.rows import Completion, Prompt
 
@@ -42,6 +43,8 @@ SHOWN_CHARS = 300
 
 _SENTENCES = {
     "down": "{url} does not answer ({why}); start the server or set teacher.base_url, then run the same command again",
+    "too_many": "{url} takes fewer requests than it is sent ({why}); set teacher.requests_per_s or lower"
+    " teacher.max_in_flight, then run the same command again to go on from here",
     "gone": "{url} went down ({why}); bring it back, then run the same command again to go on from here",
     "key": "{url} refuses the key ({why}); put a valid one into the environment variable {key_env}",
     "model": "{url} has no model {model!r} ({why}); set teacher.model to {models}",
@@ -67,6 +70,7 @@ class Client:
         self._request = wire.Request(teacher, sampling, stream=watch is not None)
         self._models: list[str] = []
         self._gate = asyncio.Lock()
+        self._pressure = Pressure(teacher.max_in_flight, first_pause_s=first_backoff_s)
         self._throttle = _throttle(teacher.requests_per_s)
         self._closed_until = 0.0
         self._next_log = 0.0
@@ -129,10 +133,16 @@ class Client:
         body = self._request.body(prompt)
         attempt = 0
         while True:
-            await self._admit()
+            in_round = 0
             try:
-                return await self._post(prompt, body)
+                async with self._pressure as in_round:
+                    await self._admit()
+                    completion = await self._post(prompt, body)
+                self._pressure.answered()
+                return completion
             except TransientError as fault:
+                if fault.too_many:
+                    self._hold_back(self._pressure.too_many(in_round))
                 if attempt == self._teacher.retries:
                     raise
                 await self._back_off(fault, attempt)
@@ -155,13 +165,17 @@ class Client:
         asked_s = fault.retry_after_s or 0.0
         if asked_s > LONGEST_PAUSE_S:
             raise self.error("quota", f"{fault}; it asks to wait {asked_s:.0f} s")
+        self._hold_back(asked_s)
         now = time.monotonic()
-        self._closed_until = max(self._closed_until, now + asked_s)
         pause_s = asked_s + backoff_s(attempt, self._first_backoff_s)
         if now >= self._next_log:
             self._next_log = now + LOG_EVERY_S
             log.warning("%s: %s; trying again in %.1f s", _shown(self.url), fault, pause_s)
         await asyncio.sleep(pause_s)
+
+    def _hold_back(self, pause_s: float) -> None:
+        """Send nothing for so many seconds."""
+        self._closed_until = max(self._closed_until, time.monotonic() + pause_s)
 
     async def _post(self, prompt: Prompt, body: bytes) -> Completion:
         """Ask once."""
@@ -206,7 +220,8 @@ class Client:
         why = self._clean(f"{status} {refusal.message or response.headers.get('Location') or response.reason or ''}")
         kind = wire.trouble(status, refusal, model=self._teacher.model)
         if kind == "transient":
-            return TransientError(why, wire.retry_after_s(response.headers.get("Retry-After")))
+            wait_s = wire.retry_after_s(response.headers.get("Retry-After"))
+            return TransientError(why, wait_s, too_many=status == 429)
         return RefusedError(why) if kind == "prompt" else self.error(kind, why)
 
     def error(self, kind: str, why: str) -> EndpointError:

@@ -24,11 +24,15 @@ Trouble = Literal["transient", "prompt", "key", "model", "path", "quota"]
 
 
 class TransientError(Exception):
-    """The endpoint failed in a way that may pass; `retry_after_s` is what it asked to wait."""
+    """The endpoint failed in a way that may pass; `retry_after_s` is what it asked to wait.
 
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+    `too_many`: it takes fewer requests than it was sent.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None, *, too_many: bool = False) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.too_many = too_many
 
 
 class RefusedError(Exception):
@@ -246,6 +250,8 @@ def trouble(status: int, refusal: Refusal, *, model: str) -> Trouble:
         return "key"
     if status == 402 or refusal.code == "insufficient_quota":
         return "quota"
+    if status == 429 and refusal.message.lower().startswith("request too large"):
+        return "prompt"  # OpenAI's word for one that is above the limit of a minute by itself
     if status in (408, 425, 429) or status >= 500:
         return "transient"
     if refusal.code == "unknown_url" or (status == 404 and "/chat/completions" in refusal.message):

@@ -163,6 +163,7 @@ def test_a_refusal_is_read_in_every_form(body: bytes, expected: Refusal) -> None
         (402, Refusal(), "quota"),
         (429, Refusal("empty", "insufficient_quota"), "quota"),
         (429, Refusal(), "transient"),
+        (429, Refusal("Request too large for m-7b on tokens per min (TPM): Limit 10, Requested 12"), "prompt"),
         (408, Refusal(), "transient"),
         (500, Refusal(), "transient"),
         (599, Refusal(), "transient"),
