@@ -143,10 +143,7 @@ class BatchFilter:
         return verdict or self.filter.take_place(self.filter.cap_key(row.instruction, self._template(row)))
 
     def restore(self, rows: Sequence[Any], *, kept: bool) -> None:
-        """Take in rows that were judged before, so that a resumed run goes on as if it had not stopped.
-
-        Kept and rejected rows come in the order of the input, as rules that remember rows must see them.
-        """
+        """Take in rows that were judged before, but for the optional rules: `show` is for those."""
         if kept:
             self.filter.caps.update(self.filter.cap_key(row.instruction, self._template(row)) for row in rows)
             self.filter.kept += len(rows)
@@ -154,11 +151,13 @@ class BatchFilter:
             rows = [row for row in rows if row.rule != DUPLICATE.rule]
         for key in self.keys(rows):
             self.filter.seen.add(key)
-        if self.filter.optional:
-            drafts = [draft_of(row) for row in rows if kept or row.rule not in RULES[:3]]
-            self.filter.optional.prepare(drafts)
-            for draft in drafts:
-                self.filter.optional.finish(draft)
+
+    def show(self, rows: Sequence[Any], kept: Sequence[bool]) -> None:
+        """Show the optional rules rows that were judged before, all of them in the order of the input."""
+        drafts = [draft_of(row) for row, passed in zip(rows, kept, strict=True) if passed or row.rule not in RULES[:3]]
+        self.filter.optional.prepare(drafts)
+        for draft in drafts:
+            self.filter.optional.finish(draft)
 
     def _template(self, row: Any) -> str:
         return (row.template or "") if self.filter.settings.cap_key == "template" else ""

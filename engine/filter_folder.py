@@ -12,8 +12,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,6 +30,7 @@ from engine.part import Pieces
 from engine.readers import Position
 from engine.robust_sample import MOST_ROWS, RobustSample
 from engine.rows import Outcome
+from engine.run_rows import filtered_lines
 from engine.shards import (
     MANIFEST,
     Manifest,
@@ -44,6 +46,8 @@ from engine.shards import (
 if TYPE_CHECKING:
     from engine.filter_chunk import Chunk
     from engine.filter_native import NativeFilter
+
+Item = TypeVar("Item")
 
 FAILED_CHARS = 10_000
 """A bad line is written to the failed shard up to so many characters; its source keeps the rest."""
@@ -174,6 +178,11 @@ class FilterFolder:
                 continue
             for lines in _chunks(read_lines(self.folder, shard)):
                 self._take_in(parser.parse(Batch(shard.file, 1, lines)), shard.kind)
+        if self.filter.filter.optional:
+            judged = (item for item in filtered_lines(self.folder, self.manifest) if item[0] in ("kept", "rejected"))
+            for chunk in _chunks(judged):
+                parsed = parser.parse(Batch("", 1, [line for _, line in chunk]))
+                self.filter.show(parsed.rows, [kind == "kept" for kind, _ in chunk])
 
     def _take_in(self, parsed: Parsed, kind: Outcome) -> None:
         if parsed.bad:
@@ -273,12 +282,6 @@ def _failed_line(name: str, bad: BadLine, number: int) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def _chunks(lines: Iterator[bytes], size: int = 256) -> Iterator[list[bytes]]:
-    chunk: list[bytes] = []
-    for line in lines:
-        chunk.append(line)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+def _chunks(items: Iterator[Item], size: int = 256) -> Iterator[list[Item]]:
+    while chunk := list(islice(items, size)):
         yield chunk

@@ -6,6 +6,7 @@ whole lines of unpublished files, and that a run goes on only under the settings
 
 from __future__ import annotations
 
+import heapq
 import importlib.metadata
 import platform
 from collections.abc import Iterator
@@ -208,9 +209,14 @@ def _recover(run: Run, *, logprobs: bool) -> None:
 
 
 def _published(run: Run) -> Iterator[Stored]:
-    for shard in run.manifest.shards:
-        for line in read_lines(run.folder, shard):
-            yield shard.kind, msgspec.json.decode(line, type=Row), line
+    """Yield what is published in the order of the prompts, as rules that remember rows must see it."""
+
+    def of(kind: Outcome) -> Iterator[Stored]:
+        for shard in run.manifest.of(kind):
+            for line in read_lines(run.folder, shard):
+                yield kind, msgspec.json.decode(line, type=Row), line
+
+    return heapq.merge(*map(of, OUTCOMES), key=lambda stored: stored[1].index)
 
 
 def _prepared(run: Run, rows: Iterator[Stored]) -> Iterator[Stored]:

@@ -67,25 +67,35 @@ class _Number(msgspec.Struct):
 
 
 def _of_filter(folder: Path, manifest: Manifest) -> Iterator[bytes]:
-    """Kept rows have no number: they fill the numbers that rejected and failed rows leave."""
+    for kind, line in filtered_lines(folder, manifest):
+        if kind != "failed":
+            yield line if kind == "kept" else unmarked(line)
+
+
+def filtered_lines(folder: Path, manifest: Manifest) -> Iterator[tuple[Outcome, bytes]]:
+    """Yield every line of a run of `filter` in the order of its input.
+
+    Kept rows have no number: they fill the numbers that the others leave.
+
+    Raises: DataError where a shard is not the one that was published, or one is gone.
+    """
     decoder = msgspec.json.Decoder(_Number)
     kept = _lines(folder, manifest, "kept")
 
-    def numbered(kind: Outcome) -> Iterator[tuple[int, bytes]]:
+    def numbered(kind: Outcome) -> Iterator[tuple[int, Outcome, bytes]]:
         for line in _lines(folder, manifest, kind):
-            yield decoder.decode(line).row_number, b"" if kind == "failed" else unmarked(line)
+            yield decoder.decode(line).row_number, kind, line
 
     number = 0
     kinds: tuple[Outcome, ...] = ("rejected", "skipped", "failed")
-    for place, line in heapq.merge(*map(numbered, kinds), key=lambda item: item[0]):
+    for place, kind, line in heapq.merge(*map(numbered, kinds), key=lambda item: item[0]):
         between = list(islice(kept, place - number))
         if len(between) != place - number:
             raise DataError(f"{folder}: {place} kept rows are missing before row {place}; was a shard removed?")
-        yield from between
+        yield from (("kept", one) for one in between)
         number = place + 1
-        if line:
-            yield line
-    yield from kept
+        yield kind, line
+    yield from (("kept", one) for one in kept)
 
 
 def unmarked(line: bytes) -> bytes:

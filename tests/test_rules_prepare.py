@@ -35,14 +35,14 @@ class Ready(Remembering):
         super().__init__()
         self.prepared: list[Draft] = []
         self.unprepared: list[Draft] = []
-        self.finished = 0
+        self.finished: list[str] = []
         MADE.append(self)
 
     def prepare(self, drafts: Sequence[Draft]) -> None:
         self.prepared += drafts
 
     def finish(self, draft: Draft) -> str | None:
-        self.finished += 1
+        self.finished.append(draft.id)
         if draft not in self.prepared:
             self.unprepared.append(draft)
         return super().finish(draft)
@@ -94,7 +94,7 @@ def test_generate_prepares_off_the_loop_and_keeps_the_same_rows(tmp_path: Path) 
     made = MADE[-1]
     assert isinstance(made, Waiting)
     assert made.beats > 1, "the loop went on while rows were prepared"
-    assert made.finished > 100
+    assert len(made.finished) > 100
     assert made.unprepared == []
     assert all(5 <= len(draft.output) <= 800 for draft in made.prepared), "earlier rules reject these for certain"
 
@@ -106,7 +106,8 @@ def test_a_resumed_generation_prepares_what_it_takes_in(tmp_path: Path) -> None:
     generate(echo("Ready"), tmp_path / "run")
     after = MADE[-1]
     assert after is not before
-    assert after.finished > before.finished > 100, "it is shown all rows again"
+    assert len(after.finished) > len(before.finished) > 100
+    assert after.finished[: len(before.finished)] == before.finished, "it is shown all rows again, in order"
     assert after.unprepared == []
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
@@ -133,7 +134,7 @@ def test_filter_prepares_every_batch_and_so_does_its_resume(tmp_path: Path) -> N
     assert all(summary["rejected"][rule] for rule in ("duplicate", "length", "phrase", "own"))
     assert filter_rows([rows], tmp_path / "run", config("Ready"))["kept"] == summary["kept"] > 0
     assert MADE[-1].unprepared == []
-    assert MADE[-1].finished > 100
+    assert len(whole := MADE[-1].finished) > 100
     assert {draft.id for draft in MADE[-1].prepared}.isdisjoint(str(number) for number in range(0, 900, 20))
 
     source(tmp_path / "rows.jsonl", bad=True)
@@ -144,6 +145,7 @@ def test_filter_prepares_every_batch_and_so_does_its_resume(tmp_path: Path) -> N
     source(tmp_path / "rows.jsonl", bad=False)
     filter_rows([rows], tmp_path / "cut", config("Ready"))
     assert MADE[-1].unprepared == []
+    assert MADE[-1].finished == whole, "published rows are shown again in the order of the input, then those to come"
     for kind in ("kept", "rejected"):
         assert lines(tmp_path / "cut", kind) == lines(tmp_path / "run", kind) == lines(tmp_path / "plain", kind)
 
@@ -154,7 +156,7 @@ def test_what_earlier_rules_reject_is_not_prepared() -> None:
     assert rules.prepares
     rules.prepare([cut, whole, whole, blank])
     assert MADE[-1].prepared == [whole, whole, blank]
-    assert MADE[-1].finished == 0
+    assert MADE[-1].finished == []
     assert rules.finish(whole) is None, "a rule that remembers was not shown the row before"
 
 
