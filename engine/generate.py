@@ -72,7 +72,7 @@ async def generate_with(
     source, goal = source_of(settings), Goal(settings.output)
     check(settings, source.names)
     with open_run(folder, settings, source, resume=resume) as run:
-        if run.manifest.finished and not _goes_on(run, goal):
+        if run.manifest.finished and not run.goes_on(goal, source):
             note(f"{folder} is finished: {run.tally.kept:,} rows kept; nothing to do")
             return run.manifest.summary
         if run.position:
@@ -92,12 +92,6 @@ async def generate_with(
     if shortfall is not None:
         note(shortfall)
     return summary
-
-
-def _goes_on(run: Run, goal: Goal) -> bool:
-    """Say whether a run that ended for its budget of candidates has been given a larger one."""
-    spent = goal.ending(run.filter, kept=run.tally.kept, candidates=run.tally.candidates)
-    return run.manifest.summary.get("ending") == "candidates" and spent is None
 
 
 class _Generation:

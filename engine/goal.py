@@ -55,5 +55,6 @@ class Goal:
             why = f"the budget of {self.candidates:,} candidates ran out; see where rows are lost with potstill "
             why += "explain, then raise output.candidates and run the same command again to go on"
         else:
-            why = "the prompts ran out; raise prompts.count or widen the slots"
+            why = "the prompts ran out; raise prompts.count and run the same command again to go on, or start another "
+            why += "with wider slots"
         return f"only {', '.join(missing)}: {why}"

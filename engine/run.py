@@ -22,6 +22,7 @@ from engine.config import Config
 from engine.errors import ConfigError, MissingError, UsageError
 from engine.filter import Filter
 from engine.gate import GATE_ROWS
+from engine.goal import Goal
 from engine.lock import locked
 from engine.logprobs import check_present, left_records
 from engine.prompts import Source
@@ -71,6 +72,9 @@ with others.
 
 A template or prompt file counts by its content, not by its path.
 """
+CONFIG = "config.toml"
+GROWING = ("prompts.count", "output.accepted")
+"""Settings that say how many rows: a run may be given more, since its rows are the first ones of a larger run."""
 
 
 class Run:
@@ -91,6 +95,14 @@ class Run:
     def position(self) -> int:
         """Index of the first prompt that is not committed."""
         return self.tally.asked
+
+    def goes_on(self, goal: Goal, source: Source) -> bool:
+        """Say whether a run that had ended has been given more to do."""
+        ended = self.manifest.summary.get("ending")
+        if ended == "prompts" and (source.count is None or self.position == source.count):
+            return False
+        spent = goal.ending(self.filter, kept=self.tally.kept, candidates=self.tally.candidates)
+        return ended != "quotas" and spent is None
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Check the counts, write the summary with some further facts, and return it."""
@@ -120,6 +132,7 @@ def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume =
         manifest = _resumed(folder, settings, source) if exists else _new(folder, settings, source)
         run = Run(folder, manifest, settings)
         _recover(run, logprobs=settings.sampling.logprobs > 0)
+        _grow(run, settings, source)
         try:
             yield run
         finally:
@@ -156,7 +169,7 @@ def _new(folder: Path, settings: Config, source: Source) -> Manifest:
     stray = [path.name for kind in OUTCOMES for path in folder.glob(f"{kind}-*.jsonl*")]
     if stray:
         raise UsageError(f"{folder} holds {stray[0]} but no {MANIFEST}; choose another --out, or remove the files")
-    replace_file(folder / "config.toml", configuration.dump(settings))
+    replace_file(folder / CONFIG, configuration.dump(settings))
     manifest = Manifest(fingerprint=fingerprint(settings, source), versions=versions())
     write_manifest(folder, manifest)
     return manifest
@@ -168,8 +181,30 @@ def _resumed(folder: Path, settings: Config, source: Source) -> Manifest:
     return manifest
 
 
+def _grow(run: Run, settings: Config, source: Source) -> None:
+    """Note how many rows the settings ask for now.
+
+    Raises: ConfigError where it is less than what is on disk.
+    """
+    accepted = settings.output.accepted
+    more = ""
+    if source.count is not None and run.position > source.count:
+        more = f"{run.position:,} prompts of {run.folder} are asked already, and prompts.count allows {source.count:,}"
+    elif accepted is not None and run.tally.kept > accepted:
+        more = f"{run.tally.kept:,} rows of {run.folder} are kept already, and output.accepted is {accepted:,}"
+    if more:
+        raise ConfigError(f"{more}; a run can be given more, not less: raise it, or choose another --out")
+    known, wanted = run.manifest.fingerprint, fingerprint(settings, source)
+    changed = [key for key in GROWING if wanted.get(key) != known.get(key)]
+    for key in changed:
+        known.pop(key, None)
+        known |= {key: wanted[key]} if key in wanted else {}
+    if changed:
+        replace_file(run.folder / CONFIG, configuration.dump(settings))
+
+
 def check_settings(folder: Path, manifest: Manifest, settings: Config, source: Source) -> None:
-    """Check that a run's settings are those that it was begun with, but for those that decide nothing.
+    """Check that a run's settings are those that it was begun with, but for those that may change.
 
     Raises: ConfigError naming the key, the old and the new value.
     """
@@ -177,6 +212,8 @@ def check_settings(folder: Path, manifest: Manifest, settings: Config, source: S
     # A setting that came with a later version had its default's effect before.
     before_it = {key: value for key, value in _plain(configuration.flatten(Config())).items() if key in now}
     for key, before, after in configuration.changed_keys(before_it | manifest.fingerprint, now):
+        if key in GROWING:
+            continue
         raise ConfigError(
             f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
         )

@@ -16,6 +16,7 @@ from engine import config
 from engine.errors import ConfigError
 from engine.generate import generate
 from engine.rows import Prompt
+from engine.shards import read_manifest
 from engine.verify import verify
 
 QUOTAS = ["output.quotas.json=300", "output.quotas.temperature=100", "output.quotas.colour=5"]
@@ -74,6 +75,37 @@ def test_the_budget_of_candidates_ends_a_run_and_a_larger_one_goes_on(
 def test_what_can_never_come_true_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         generate(settings(*overrides), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fewer", "more", "message"),
+    [
+        ("output.accepted=150", "output.accepted=400", "400 rows of .* are kept already, and output.accepted is 150"),
+        ("prompts.count=300", "prompts.count=900", "900 prompts of .* are asked already, and prompts.count allows 300"),
+    ],
+)
+def test_a_finished_run_that_is_given_more_becomes_the_larger_run(
+    tmp_path: Path, fewer: str, more: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = generate(settings("prompts.count=5000", more), tmp_path / "whole")
+    before = generate(settings("prompts.count=5000", fewer), tmp_path / "run")
+    assert before["kept"] < whole["kept"]
+    summary = generate(settings("prompts.count=5000", more), tmp_path / "run")
+    for kind in ("kept", "rejected", "skipped"):
+        assert lines(tmp_path / "run", kind) == lines(tmp_path / "whole", kind)
+    assert (summary["asked"], summary["ending"]) == (whole["asked"], whole["ending"])
+    key, _, value = more.partition("=")
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest.fingerprint == read_manifest(tmp_path / "whole").fingerprint
+    assert manifest.fingerprint[key] == int(value)
+    assert config.load(tmp_path / "run" / "config.toml", []) == settings("prompts.count=5000", more)
+    assert verify(tmp_path / "run")["finished"]
+    capsys.readouterr()
+    assert generate(settings("prompts.count=5000", more), tmp_path / "run") == summary
+    assert "is finished" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=message):
+        generate(settings("prompts.count=5000", fewer), tmp_path / "run")
+    assert config.load(tmp_path / "run" / "config.toml", []) == settings("prompts.count=5000", more)
 
 
 def test_inputs_that_leak_are_not_asked_and_the_kept_rows_are_the_same(tmp_path: Path) -> None:
