@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -100,10 +101,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in workers if alive(pid)]
+    assert left_after_a_while(workers) == []
 
 
 STARTING = """
@@ -144,11 +142,16 @@ def test_a_worker_that_is_starting_ends_when_its_parent_is_killed(tmp_path: Path
     finally:
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
     process.stderr.close()
-    assert not [pid for pid in workers if alive(pid)]
+    assert left_after_a_while(workers) == []
+
+
+def left_after_a_while(pids: Sequence[int]) -> list[int]:
+    """Return which processes are still there once all are gone, or after 20 seconds."""
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def children(parent: int) -> list[int]:
