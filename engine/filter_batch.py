@@ -72,8 +72,7 @@ class BatchFilter:
 
     def judge(self, parsed: Parsed, numbers: Sequence[int], scan: Scan) -> Judged:
         """Return the verdicts on a batch, whose rows have the given numbers in the input, and remember its rows."""
-        if self.filter.optional.prepares:
-            self.filter.optional.prepare(self._drafts(parsed.rows))
+        self._prepare(parsed.rows)
         settings, caps = self.filter.settings, self.filter.caps
         shortest, longest = settings.min_chars, settings.max_chars
         limit, by_prefix = settings.cap_per_template or sys.maxsize, settings.cap_key == "prefix"
@@ -132,10 +131,11 @@ class BatchFilter:
         skips = put(parsed, skipped, [_ABORTED_MARK] * len(skipped), numbers)
         return Judged(kept, put(parsed, rejected, marks, numbers), counts, skips, len(skipped), len(kept))
 
-    def _drafts(self, rows: Sequence[Any]) -> list[Draft]:
-        """Return the rows of a batch that may come before the optional rules."""
-        whole = [draft_of(row) for row in rows if not (self._aborted and row.aborted)]
-        return [draft for draft in whole if self.filter.reaches(draft)]
+    def _prepare(self, rows: Sequence[Any]) -> None:
+        """Let the optional rules prepare the rows of a batch that may come before them."""
+        if self.filter.optional.prepares:
+            whole = [draft_of(row) for row in rows if not (self._aborted and row.aborted)]
+            self.filter.optional.prepare([draft for draft in whole if self.filter.reaches(draft)])
 
     def _judge_special(self, row: Any) -> Verdict:
         """Judge a row by the optional rules and the caps that need more than its own fields."""

@@ -201,6 +201,7 @@ def _grow(run: Run, settings: Config, source: Source) -> None:
         known |= {key: wanted[key]} if key in wanted else {}
     if changed:
         replace_file(run.folder / CONFIG, configuration.dump(settings))
+        write_manifest(run.folder, run.manifest)
 
 
 def check_settings(folder: Path, manifest: Manifest, settings: Config, source: Source) -> None:

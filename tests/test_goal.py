@@ -108,6 +108,15 @@ def test_a_finished_run_that_is_given_more_becomes_the_larger_run(
     assert config.load(tmp_path / "run" / "config.toml", []) == settings("prompts.count=5000", more)
 
 
+def test_a_run_with_enough_rows_notes_that_it_may_ask_more(tmp_path: Path) -> None:
+    generate(settings("prompts.count=1000", "output.accepted=50"), tmp_path)
+    kept = lines(tmp_path)
+    generate(settings("prompts.count=2000", "output.accepted=50"), tmp_path)
+    assert lines(tmp_path) == kept
+    assert read_manifest(tmp_path).fingerprint["prompts.count"] == 2000
+    assert config.load(tmp_path / "config.toml", []).prompts.count == 2000
+
+
 def test_inputs_that_leak_are_not_asked_and_the_kept_rows_are_the_same(tmp_path: Path) -> None:
     held_out = tmp_path / "held-out.jsonl"
     held_out.write_text('{"instruction": "Format as JSON. name=Alan age=801"}\n')
