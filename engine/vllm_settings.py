@@ -40,6 +40,9 @@ RESERVED_BYTES = 3 * 2**30
 """Of a shared card, for each replica: its CUDA context, activations and CUDA graphs."""
 LEAST_CACHE_BYTES = 2**30
 """KV cache below which a replica on a shared card is refused."""
+INVARIANT_ATTENTION = "TRITON_ATTN"
+"""FlashAttention 3 chooses its tiles by the longest prompt of a step, so with `VLLM_BATCH_INVARIANT` too an answer
+depends on what is read beside it (vLLM 0.26 on an H100; vllm-project/vllm#51902). Triton's has one tile for all."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM has kernels for."""
 
@@ -48,6 +51,8 @@ def prepare_environment(*, batch_invariant: bool = False) -> None:
     """Set what must be set before vLLM is imported, where the user has not."""
     if batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        # Its log-probabilities move with the number of rows (vllm-project/vllm#51187).
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     defaults = {
         # Waiting threads sleep. By default they spin, which on a shared machine costs up to ten times the time.
@@ -135,7 +140,14 @@ def _cuda(teacher: Teacher, model: str) -> dict[str, Any]:
 
         card_bytes = int(current_platform.get_device_total_memory())
         arguments["kv_cache_memory_bytes"] = cache_bytes(teacher, _weight_bytes(model, teacher), card_bytes)
+    if teacher.batch_invariant and "attention_config" not in teacher.engine_args:
+        arguments |= _invariant(_decoder(model, teacher))
     return arguments
+
+
+def _invariant(decoder: Any) -> dict[str, Any]:
+    """Return the attention that is batch-invariant; a model with latent attention has others, of vLLM's choice."""
+    return {} if hasattr(decoder, "kv_lora_rank") else {"attention_backend": INVARIANT_ATTENTION}
 
 
 def cache_bytes(teacher: Teacher, weight_bytes: int, card_bytes: int) -> int:
@@ -166,14 +178,18 @@ def _weight_bytes(model: str, teacher: Teacher) -> int:
 
 def _parameters(model: str, teacher: Teacher) -> int:
     """Estimate the size of a decoder from its configuration."""
-    from transformers import AutoConfig
-
-    trust = bool(teacher.engine_args.get("trust_remote_code", False))
-    whole = AutoConfig.from_pretrained(model, trust_remote_code=trust)
-    config = whole.get_text_config()
+    config = _decoder(model, teacher)
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     layer = 4 * width * width + 3 * width * inner
     return int(config.num_hidden_layers * layer + config.vocab_size * width)
+
+
+def _decoder(model: str, teacher: Teacher) -> Any:
+    """Return the configuration of the part that writes."""
+    from transformers import AutoConfig
+
+    trust = bool(teacher.engine_args.get("trust_remote_code", False))
+    return AutoConfig.from_pretrained(model, trust_remote_code=trust).get_text_config()
 
 
 def _lora_rank(adapter: Path) -> int:

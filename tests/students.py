@@ -130,7 +130,7 @@ def write_run(
 def make_config(
     student: Path | str, *, student_keys: dict[str, Any] | None = None, teacher: Path | str = "", **train: Any
 ) -> Config:
-    """Return a configuration that trains a student on a CPU, in float32 for exactness."""
-    keys = {"tuning": "full", "dtype": "float32", "warmup_steps": 0, "learning_rate": 1e-3, **train}
+    """Return a configuration that trains a student in float32 for exactness, in this process, so never on Unsloth."""
+    keys = {"backend": "trl", "tuning": "full", "dtype": "float32", "warmup_steps": 0, "learning_rate": 1e-3, **train}
     sections = {"student": {"model": str(student), **(student_keys or {})}, "train": keys}
     return from_mapping({**sections, "teacher": {"model": str(teacher)}}, where="test")

