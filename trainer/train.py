@@ -35,6 +35,9 @@ from trainer.ranks import note
 from trainer.roles import STUDENT, Role, in_role, open_rows, speaking_of
 from trainer.start import start_after, start_model
 
+PROJECT = "potstill"
+"""What W&B and Trackio file a run under, unless WANDB_PROJECT says otherwise."""
+
 
 def train(config: Config, data: Path, out: Path, role: Role = STUDENT) -> Done:
     """Fine-tune the student (or the teacher) on the rows of a run or a JSONL file and write the results to `out`.
@@ -150,8 +153,7 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
     )
     if job.config.train.method == "on_policy":
         arguments = on_policy.complete(arguments, job)
-    # Beside metrics.jsonl; left alone, TensorBoard writes among the checkpoints, which are deleted.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.records / "logs"))
+    arguments |= _trackers(job)
     parts = {name: len(rows) for name, rows in job.prepared.parts().items()}
     journal = Journal(job.records / "metrics.jsonl", parts=parts, writes=ranks.is_main())
     with _full_memory(job), disk(job.out):
@@ -160,6 +162,10 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
         journal.begin(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         journal.close()
+    if "wandb" in job.config.train.report_to:
+        import wandb
+
+        wandb.finish()  # left to the end of the process, its farewell would go to stdout, below the result
     finished = _finished(job, trainer, journal)
     if ranks.is_main():
         weights = job.out / job.role.name
@@ -168,6 +174,14 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
         done.write_done(job.out, finished, job.role)
     ranks.wait()
     return finished
+
+
+def _trackers(job: Job) -> dict[str, Any]:
+    """Name the run for W&B and Trackio as its folder, and say where TensorBoard writes."""
+    # Beside metrics.jsonl; left alone, it would write among the checkpoints, which are deleted.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.records / "logs"))
+    os.environ.setdefault("WANDB_PROJECT", PROJECT)
+    return {"run_name": job.out.resolve().name, "project": PROJECT}
 
 
 def _trainer(job: Job, arguments: dict[str, Any], journal: Journal) -> Any:
