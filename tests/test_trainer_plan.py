@@ -73,7 +73,7 @@ def test_what_was_asked_for_is_taken_where_it_can_be() -> None:
     [
         (Train(backend="unsloth"), SERVER, MissingError, "train.backend = unsloth: there is no GPU"),
         (Train(backend="unsloth"), BARE_H100, MissingError, "Unsloth is not installed"),
-        (Train(report_to=("wandb",)), LAPTOP, MissingError, "train.report_to: wandb is not installed"),
+        (Train(report_to=("trackio",)), LAPTOP, MissingError, "train.report_to: trackio is not installed"),
         (Train(patience=1, checkpoint_steps=0), LAPTOP, ConfigError, "set train.checkpoint_steps above 0"),
         (Train(dtype="float16"), LAPTOP, ConfigError, "float16 needs a GPU"),
         (Train(dtype="bfloat16"), T4, ConfigError, "this GPU does not compute in it"),
