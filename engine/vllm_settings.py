@@ -82,7 +82,12 @@ def prepare_cpu() -> None:
 
 
 def eager(teacher: Teacher) -> Teacher:
-    """Return settings without compilation and CUDA graphs, for few answers: those cost more than they save then."""
+    """Return settings without compilation and CUDA graphs, for few answers: those cost more than they save then.
+
+    Not where answers must be batch-invariant: vLLM's own kernel for norms, which is used instead, is not.
+    """
+    if teacher.batch_invariant:
+        return teacher
     return msgspec.structs.replace(teacher, engine_args={"enforce_eager": True, **teacher.engine_args})
 
 

@@ -17,6 +17,7 @@ from engine.vllm_settings import (
     CAPTURE_SIZES,
     INVARIANT_ATTENTION,
     cache_bytes,
+    eager,
     engine_arguments,
     prepare_cpu,
     prepare_environment,
@@ -64,8 +65,14 @@ def test_on_a_gpu_a_small_model_takes_what_its_graphs_cover(tmp_path: Path, laye
     assert arguments["compilation_config"] == {"cudagraph_capture_sizes": sorted(CAPTURE_SIZES)}
     named = engine_arguments(Teacher(max_num_seqs=9), str(tmp_path), watched=False, cpu=False)
     assert named["max_num_seqs"] == 9
-    eager = engine_arguments(Teacher(engine_args={"enforce_eager": True}), str(tmp_path), watched=False, cpu=False)
-    assert "compilation_config" not in eager
+    plain = engine_arguments(Teacher(engine_args={"enforce_eager": True}), str(tmp_path), watched=False, cpu=False)
+    assert "compilation_config" not in plain
+
+
+def test_few_answers_need_no_compilation_unless_they_are_to_be_batch_invariant() -> None:
+    assert eager(Teacher()).engine_args == {"enforce_eager": True}
+    assert eager(Teacher(engine_args={"enforce_eager": False})).engine_args == {"enforce_eager": False}
+    assert eager(Teacher(batch_invariant=True)).engine_args == {}
 
 
 @pytest.mark.model
