@@ -1,4 +1,4 @@
-"""What several test files share: tiny models, the packaged teacher, and teachers that have started.
+"""What several test files share: runs, tiny models, the packaged teacher, and teachers that have started.
 
 `vllm_teacher` is one real engine for the whole test run, on a random model of 2 layers, so that a test costs its tokens
 and not a start. Tests that use it run in the session's event loop, `pytest.mark.asyncio(loop_scope="session")`.
@@ -6,22 +6,58 @@ and not a start. Tests that use it run in the session's event loop, `pytest.mark
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from compiled import kernel
+from echo_runs import settings
 from endpoint import Endpoint
 from students import tiny_student
 from wordiness import stop_wordy
 
 from engine.backend import Backend, make_backend
 from engine.config import Echo, Sampling, Teacher
+from engine.generate import generate
 from engine.models import resolve_model
+from engine.native.load import SWITCH
+from potstill import main
 
 SAMPLING = Sampling(temperature=0.8, max_tokens=24)
 TINY_CACHE = {"kv_cache_memory_bytes": 64 * 2**20}
 """Enough for the tiny model, and the test run keeps its memory."""
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test of `potstill filter` twice: with the compiled filter and without."""
+    if request.param == "compiled":
+        kernel()
+    else:
+        monkeypatch.setenv(SWITCH, "0")
+
+
+@pytest.fixture
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line and return its last line."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        assert main(list(arguments)) == 0
+        found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the echo teacher, under the settings of `echo_runs`; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    generate(settings(), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from engine.models import resolve_model
 from engine.rows import Row
 from engine.shards import Manifest, ShardWriter
 from trainer.done import Done
+from trainer.journal import read_lines
 from trainer.render import Rendered
 from trainer.student import Student
 
@@ -134,3 +135,8 @@ def make_config(
     keys = {"backend": "trl", "tuning": "full", "dtype": "float32", "warmup_steps": 0, "learning_rate": 1e-3, **train}
     sections = {"student": {"model": str(student), **(student_keys or {})}, "train": keys}
     return from_mapping({**sections, "teacher": {"model": str(teacher)}}, where="test")
+
+
+def losses(out: Path) -> list[float]:
+    """Return the loss curve of a training."""
+    return [line.loss for line in read_lines(out / "train" / "metrics.jsonl") if line.loss is not None]

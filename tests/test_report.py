@@ -16,8 +16,7 @@ from engine.shards import Manifest, ShardWriter
 from evals.answers import Answer
 from evals.cli import COMMANDS
 from evals.evaluate import evaluate
-from evals.plots import Bar, binned, scores
-from evals.report import _spaced, write_report
+from evals.report import write_report
 from evals.story import read_story
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -276,27 +275,3 @@ def test_a_folder_that_is_no_run_and_a_changed_shard_are_named(run: Path, tmp_pa
     with pytest.raises(DataError, match="checksum differs"):
         write_report(folder)
     assert not (folder / "report.html").exists()
-
-
-def test_a_last_line_right_after_another_makes_no_spike() -> None:
-    points = [{"seconds": t, "output_tokens": 100 * t} for t in (1.0, 2.0, 3.0)] + [
-        {"seconds": 3.01, "output_tokens": 320}
-    ]
-    assert [point.get("seconds", 0.0) for point in _spaced([{}, *points])] == [0.0, 1.0, 2.0, 3.01]
-
-
-def test_bins_keep_the_mean() -> None:
-    x, y = binned(list(range(1000)), [2.0] * 1000, 10)
-    assert len(x) == 10
-    assert x[0] == 49.5
-    assert set(y) == {2.0}
-    assert binned([1], [2], 10) == ([1], [2])
-
-
-def test_a_drawing_takes_the_pages_colours_and_font() -> None:
-    drawing = scores([("a", {"teacher": Bar(0.9, 0.8, 1.0), "student": Bar(None, None, None)})])
-    assert set(drawing.svg) == {"wide", "narrow"}
-    for svg in drawing.svg.values():
-        assert "var(--teacher)" in svg
-        assert "font-family" not in svg
-        assert not re.search(r"#0[1-7]0", svg), "no stand-in colour is left"

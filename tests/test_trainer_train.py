@@ -1,26 +1,21 @@
+"""Training: what a student learns, which rows and tokens it learns from, what is written."""
+
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from students import make_config, make_rows, write_run
+from students import losses, make_config, make_rows, write_run
 
 import potstill
-from engine.errors import ConfigError, DiskError, MissingError, TrainError
-from engine.shards import read_manifest
-from trainer.done import read_done
-from trainer.journal import Line, read_lines, step_of
-from trainer.prepare import prepare
+from trainer.journal import Line, read_lines
 from trainer.train import check, train
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
+
 
 BY_TWO: dict[str, Any] = {"batch_size": 2, "gradient_accumulation": 1}
 
@@ -39,10 +34,6 @@ def answers(folder: Path, adapter: Path | None, prompt: str) -> str:
     )
     made = model.generate(**ids, max_new_tokens=24, do_sample=False)
     return str(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
-
-
-def losses(out: Path) -> list[float]:
-    return [line.loss for line in read_lines(out / "train" / "metrics.jsonl") if line.loss is not None]
 
 
 def test_a_pruned_student_learns_by_heart(tmp_path: Path, student: Path) -> None:
@@ -115,25 +106,6 @@ def test_dropped_rows_are_counted_and_no_token_is_lost(tmp_path: Path, student: 
     assert done.trained_tokens < done.real_tokens <= done.padded_tokens
 
 
-def test_the_same_again_is_nothing_to_do(tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = write_run(tmp_path, make_rows(20))
-    config = make_config(student, max_steps=2)
-    first = train(config, run, run)
-    weights = run / "student" / "model.safetensors"
-    written = weights.stat().st_mtime_ns
-    capsys.readouterr()
-    assert train(config, run, run) == first
-    assert "trained already" in capsys.readouterr().err
-    assert weights.stat().st_mtime_ns == written
-    other = train(make_config(student, max_steps=2, learning_rate=1e-4), run, run)
-    assert other.fingerprint != first.fingerprint
-    assert weights.stat().st_mtime_ns != written
-    write_run(tmp_path / "more", make_rows(24))
-    more = train(config, tmp_path / "more", run)
-    assert more.fingerprint != first.fingerprint
-    assert read_done(run) == more
-
-
 def test_training_is_repeatable(tmp_path: Path, student: Path) -> None:
     run = write_run(tmp_path, make_rows(40))
     config = make_config(student, epochs=1, batch_size=4, gradient_accumulation=2)
@@ -143,86 +115,6 @@ def test_training_is_repeatable(tmp_path: Path, student: Path) -> None:
     assert (tmp_path / "one/student/model.safetensors").read_bytes() == (
         tmp_path / "two/student/model.safetensors"
     ).read_bytes()
-
-
-@contextmanager
-def interrupted_at(checkpoints: Path, step: int) -> Iterator[None]:
-    """Press Ctrl-C as soon as there is a whole checkpoint of this step or a later one."""
-    over = threading.Event()
-
-    def wait() -> None:
-        while not over.wait(0.002):
-            if any(step_of(state.parent) >= step for state in checkpoints.glob("checkpoint-*/journal.json")):
-                signal.raise_signal(signal.SIGINT)
-                return
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_an_interrupted_run_goes_on_to_the_same_curve(
-    tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = write_run(tmp_path, make_rows(60))
-    config = make_config(
-        student, epochs=3, batch_size=2, gradient_accumulation=1, checkpoint_steps=50, dropout=0.1, tuning="lora"
-    )
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    whole = train(config, run, straight)
-    with interrupted_at(broken / "train" / "checkpoints", 50):
-        train(config, run, broken)
-    assert read_done(broken) is None
-    capsys.readouterr()
-    resumed = train(config, run, broken)
-    assert "from step 50" in capsys.readouterr().err
-    assert losses(broken) == losses(straight)
-    steps = [line.step for line in read_lines(broken / "train" / "metrics.jsonl")]
-    assert steps == [line.step for line in read_lines(straight / "train" / "metrics.jsonl")]
-    same = ("steps", "trained_tokens", "padded_tokens", "train_loss", "eval_loss")
-    assert [getattr(resumed, key) for key in same] == [getattr(whole, key) for key in same]
-
-
-def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path: Path, student: Path) -> None:
-    run = write_run(tmp_path, make_rows(30))
-    config = make_config(student, epochs=50, checkpoint_steps=1, batch_size=4, gradient_accumulation=1)
-    with interrupted_at(run / "train" / "checkpoints", 5):
-        train(config, run, run)
-    done = train(make_config(student, max_steps=2), run, run)
-    assert done.steps == 2
-    assert [line.step for line in read_lines(run / "train" / "metrics.jsonl") if line.loss] == [1, 2]
-
-
-def test_patience_keeps_the_best_student(tmp_path: Path, student: Path) -> None:
-    """With far too long a training, the student is the one of the lowest evaluation loss, not the last."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from trainer.loop import answer_loss
-
-    run = write_run(tmp_path, [row for row in make_rows(60) if row.template == "json"])
-    keys: dict[str, Any] = {"batch_size": 16, "gradient_accumulation": 1, "val_fraction": 0.3, "learning_rate": 1e-1}
-    config = make_config(student, epochs=200, checkpoint_steps=4, patience=2, **keys)
-    done = train(config, run, run)
-    measured = [line.eval_loss for line in read_lines(run / "train/metrics.jsonl") if line.eval_loss is not None]
-    assert done.steps < 200
-    assert done.eval_loss == min(measured) == measured[-3] < measured[-1]
-    held_out = prepare(config, run, read_manifest(run)).validation
-    model = AutoModelForCausalLM.from_pretrained(run / "student")
-    width = max(row.tokens for row in held_out)
-    ids, labels = (torch.full((len(held_out), width), fill) for fill in (0, -100))
-    for place, row in enumerate(held_out):
-        ids[place, : row.tokens] = torch.tensor(row.input_ids)
-        labels[place, row.prompt_tokens : row.tokens] = ids[place, row.prompt_tokens : row.tokens]
-    with torch.no_grad():
-        loss = answer_loss(model, {"input_ids": ids, "labels": labels}, None).item()
-    assert len(held_out) <= 16
-    assert loss == pytest.approx(done.eval_loss, rel=1e-4)
 
 
 def test_packing_trains_the_same_tokens(tmp_path: Path, student: Path) -> None:
@@ -258,75 +150,6 @@ def test_our_loss_on_a_cpu_is_trl_s(student: Path) -> None:
     for grad, other in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-7)
     assert answer_loss(model, dict(inputs), 7).item() == pytest.approx(value.item() * (labels != -100).sum().item() / 7)
-
-
-def test_check_says_what_will_be_trained_and_writes_nothing(tmp_path: Path, student: Path) -> None:
-    run = write_run(tmp_path, make_rows(40))
-    before = sorted(path.name for path in run.iterdir())
-    seen = check(make_config(student, epochs=1, batch_size=4, gradient_accumulation=2), run)
-    assert sorted(path.name for path in run.iterdir()) == before
-    assert seen["rows"] + seen["validation_rows"] == 40
-    assert seen["first"]["trained"].endswith("<|im_end|>")
-    assert seen["first"]["prompt"].endswith("<|im_start|>assistant\n")
-    assert seen["steps"] == -(-seen["rows"] // 8)
-
-
-@pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"method": "topk_kd", "packing": True}, "topk_kd keeps rows apart"),
-        ({"patience": 2, "checkpoint_steps": 0}, "set train.checkpoint_steps above 0"),
-        ({"processes": 3}, "8 rows a step, over all processes: they cannot be shared by 3"),
-    ],
-)
-def test_check_refuses_what_training_would_refuse(
-    tmp_path: Path, student: Path, keys: dict[str, Any], says: str
-) -> None:
-    run = write_run(tmp_path, make_rows(4))
-    with pytest.raises(ConfigError, match=says):
-        check(make_config(student, **keys), run)
-
-
-@pytest.mark.parametrize(
-    ("keys", "train_keys", "rows", "error", "says"),
-    [
-        ({"layers": 1}, {}, 4, ConfigError, "set student.init = prune"),
-        ({"init": "prune", "layers": 3}, {}, 4, ConfigError, "the model has 2"),
-        ({}, {"tuning": "lora", "target_modules": ["attention"]}, 4, ConfigError, "train.target_modules does not fit"),
-        ({}, {"max_length": 5}, 4, TrainError, "no row to train on .4 kept, 0 unfinished, 4 over_length."),
-        ({}, {}, 0, TrainError, "no row to train on .0 kept, 0 unfinished, 0 over_length."),
-        ({}, {"val_fraction": 1.0}, 4, TrainError, "all 4 rows are held out"),
-        ({"model": "./nowhere"}, {}, 4, MissingError, "student.model: .*nowhere is not a folder"),
-    ],
-)
-def test_what_cannot_be_trained_is_a_sentence(
-    tmp_path: Path,
-    student: Path,
-    keys: dict[str, Any],
-    train_keys: dict[str, Any],
-    rows: int,
-    error: type[Exception],
-    says: str,
-) -> None:
-    run = write_run(tmp_path, make_rows(rows))
-    with pytest.raises(error, match=says):
-        train(make_config(student, student_keys=keys, **train_keys), run, run)
-    assert not (run / "student").exists()
-    assert read_done(run) is None
-
-
-def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path, student: Path) -> None:
-    run = write_run(tmp_path / "run", make_rows(4))
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DiskError, match="file/train: cannot be written"):
-        train(make_config(student), run, tmp_path / "file")
-
-
-def test_a_loss_that_explodes_ends_the_run(tmp_path: Path, student: Path) -> None:
-    run = write_run(tmp_path, make_rows(30))
-    with pytest.raises(TrainError, match=r"the loss is (nan|inf) at step \d+; lower train\.learning_rate"):
-        train(make_config(student, learning_rate=1e12, max_steps=20), run, run)
-    assert not (run / "student").exists()
 
 
 def test_the_command_prints_one_line(tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]) -> None:

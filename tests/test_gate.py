@@ -1,0 +1,63 @@
+"""The gate: what the first rows say of a run, and which runs it stops."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+from echo_runs import settings
+
+from engine.errors import PotstillError
+from engine.generate import generate
+from engine.rows import Completion
+
+
+def test_the_gate_shows_the_first_rows_and_stops_what_is_hopeless(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PotstillError, match=r"smoke gate.*refused.*--no-gate"):
+        generate(settings("teacher.echo.refusals=0.95", "teacher.echo.repeats=0"), tmp_path / "run")
+    shown = capsys.readouterr().err
+    assert "user: " in shown
+    assert "forecast for 3,000 prompts" in shown
+    with pytest.raises(PotstillError, match="smoke gate"):
+        generate(settings("teacher.echo.refusals=0.95", "teacher.echo.repeats=0"), tmp_path / "run")
+    summary = generate(settings("teacher.echo.refusals=0.95", "teacher.echo.repeats=0"), tmp_path / "run", gate=False)
+    assert summary["asked"] == 3000
+
+
+def test_the_gate_stops_a_run_whose_prompts_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from engine import generate as module
+    from engine.backend import EchoBackend
+
+    class Refusing(EchoBackend):
+        async def completions(self):  # type: ignore[no-untyped-def]
+            return [
+                Completion(id=one.id, text="", finish_reason="error", error="400 no such parameter")
+                for one in await super().completions()
+            ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_backend", lambda teacher, sampling, **_: Refusing(teacher.echo, sampling))
+        with pytest.raises(PotstillError, match=r"64 of the first 64 prompts failed.*400 no such parameter.*--no-gate"):
+            generate(settings(), tmp_path / "run")
+    assert "64 prompts failed" in capsys.readouterr().err
+
+
+def test_the_forecast_leaves_the_start_of_the_teacher_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from engine import generate as module
+    from engine.backend import EchoBackend
+
+    class Slow(EchoBackend):
+        async def __aenter__(self):  # type: ignore[no-untyped-def]
+            await asyncio.sleep(0.5)
+            return self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_backend", lambda teacher, sampling, **_: Slow(teacher.echo, sampling))
+        generate(
+            settings("prompts.count=64000", "output.candidates=200", "filter.cap_per_template=0"), tmp_path / "run"
+        )
+    found = re.search(r"forecast for 64,000 prompts: .* ([0-9.]+) h", capsys.readouterr().err)
+    assert found is not None
+    assert float(found[1]) < 0.5 * 1000 / 3600
