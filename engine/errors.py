@@ -9,6 +9,7 @@ PotstillError                 exit 1: the run cannot go on
 ├── DiskError                 the disk refused a write (full, read-only, gone)
 ├── EngineError               the teacher died or never started
 │   └── EndpointError         an OpenAI-compatible endpoint that does not answer
+│       └── LimitError        it takes no more requests for now, however often it is asked
 ├── TrainError                rows, template or loss that a student cannot learn from
 ├── ExportError               an exported student that does not answer as the student does
 └── Interrupted               exit 130: the user stopped it; says how to resume
@@ -55,6 +56,10 @@ class EngineError(PotstillError):
 
 class EndpointError(EngineError):
     """An OpenAI-compatible endpoint does not answer."""
+
+
+class LimitError(EndpointError):
+    """An OpenAI-compatible endpoint takes no more requests for now: a limit, a quota or a credit is spent."""
 
 
 class TrainError(PotstillError):

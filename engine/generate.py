@@ -18,7 +18,7 @@ import msgspec
 from engine.backend import Backend, check_teacher, make_backend
 from engine.checks import check
 from engine.config import Config
-from engine.errors import EngineError, Interrupted, PotstillError
+from engine.errors import EndpointError, EngineError, Interrupted, LimitError, PotstillError
 from engine.exporter import metrics_server
 from engine.funnel import funnel_line, yield_warning
 from engine.gate import Gate, gate_after
@@ -154,7 +154,8 @@ class _Generation:
                 except EngineError as error:
                     self._up = False
                     restarts = 1 if self._answers > before else restarts + 1
-                    if self._backend is not None or not self._answers or restarts > RESTARTS:
+                    hopeless = isinstance(error, LimitError) or restarts > RESTARTS
+                    if self._backend is not None or not self._answers or hopeless:
                         raise
                     self._mourn(error, restarts)
                     await asyncio.sleep(BACKOFF_S * 2 ** (restarts - 1))
@@ -261,7 +262,9 @@ class _Generation:
         lost = self._steering.requeue()
         note(f"the teacher died ({error}); restart {restarts} of {RESTARTS}, asking {len(lost)} prompts again")
         self._deaths.update(lost)
-        if len(lost) == 1 and self._deaths[lost[0]] > DEATHS:
+        # An endpoint is asked something else before it lets one prompt fail, so it is not this prompt that it died of.
+        alone = len(lost) == 1 and not isinstance(error, EndpointError)
+        if alone and self._deaths[lost[0]] > DEATHS:
             self._steering.take(1)
             self._steering.finish(
                 Completion(id=lost[0], text="", finish_reason="error", error="the teacher dies when it is asked this")

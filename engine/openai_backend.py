@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -17,8 +18,9 @@ from typing import Self
 from engine.backend import Watch
 from engine.config import Sampling, Teacher
 from engine.errors import EndpointError
-from engine.openai_client import FIRST_BACKOFF_S, Client
-from engine.openai_wire import RefusedError, TransientError
+from engine.openai_client import FIRST_BACKOFF_S, PROBE, Client
+from engine.openai_connection import Connection
+from engine.openai_refusal import RefusedError, TransientError
 from engine.rows import Completion, Prompt
 
 DOWN_AFTER = 8
@@ -37,7 +39,8 @@ class OpenAIBackend:
         first_backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         self.capacity = teacher.max_in_flight
-        self._client = Client(teacher, sampling, watch, first_backoff_s=first_backoff_s)
+        self._connection = Connection(teacher, watch)
+        self._client = Client(self._connection, teacher, sampling, first_backoff_s=first_backoff_s)
         self._retries = teacher.retries
         self._waiting: OrderedDict[str, Prompt] = OrderedDict()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -48,7 +51,7 @@ class OpenAIBackend:
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
+        await self._connection.__aenter__()
         self._owner = asyncio.create_task(self._serve())
         self._owner.add_done_callback(lambda _: self._news.set())
         return self
@@ -60,7 +63,7 @@ class OpenAIBackend:
         try:
             await asyncio.wait([self._owner])
         finally:
-            await self._client.__aexit__(kind, error, trace)
+            await self._connection.__aexit__(kind, error, trace)
         self._waiting.clear()
         failure = None if self._owner.cancelled() else self._owner.exception()
         # Whoever leaves wants no more answers, so a lost endpoint is nothing to them; a bug of ours is.
@@ -68,7 +71,7 @@ class OpenAIBackend:
             raise failure
 
     def describe(self) -> dict[str, str]:
-        return self._client.describe()
+        return self._connection.describe()
 
     async def add(self, prompts: Sequence[Prompt]) -> None:
         for prompt in prompts:
@@ -136,15 +139,23 @@ class OpenAIBackend:
         self._exhausted += 1
         if self._exhausted >= DOWN_AFTER:
             why = f"{DOWN_AFTER} prompts in a row ran out of retries, the last one with: {fault}"
-            raise self._client.error("too_many" if fault.too_many else "gone", why)
+            raise self._connection.error("gone", why)
         self._suspects.append(_failed(prompt, f"{fault}, after {self._retries} retries"))
 
     async def _acquit(self) -> None:
-        """Nothing is in flight that could prove the endpoint alive: ask it, then hand over the held prompts."""
+        """Nothing is in flight that could prove the endpoint alive: ask it, then hand over the held prompts.
+
+        The list of models proves nothing: it is there before the model is, and after it.
+        """
         if self._suspects:
-            await self._client.check("gone")
+            try:
+                with suppress(RefusedError):  # that is an answer, too
+                    await self._client.ask(PROBE)
+            except TransientError as fault:
+                raise self._connection.error("gone", str(fault)) from None
         self._done += self._suspects
         self._suspects.clear()
+        self._exhausted = 0
         await asyncio.sleep(0)
 
 

@@ -1,4 +1,4 @@
-"""What is said to an OpenAI-compatible endpoint, and how its answers and refusals are read.
+"""What is said to an OpenAI-compatible endpoint, and how its answers are read.
 
 Promises that an answer is either whole or an error: a reply without text, a stream that stops half-way and garbage
 are TransientError. Token counts are the endpoint's; where it sends none they are estimated, four characters a token.
@@ -7,36 +7,18 @@ Knows nothing of sockets or retries: bytes go in, and `Stream` is fed by whoever
 
 from __future__ import annotations
 
-import email.utils
-import math
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import orjson
 
 from engine.backend import TOKEN_CHARS, WATCH_TOKENS
 from engine.config import Sampling, Teacher
+from engine.openai_refusal import RefusedError, TransientError, refusal_of
 from engine.rows import Completion, Constraint, Prompt, Verdict
 
-Trouble = Literal["transient", "prompt", "key", "model", "path", "quota"]
-"""Whose fault a refusal is: nobody's for long, this prompt's, or a setting's (then no prompt can be answered)."""
-
-
-class TransientError(Exception):
-    """The endpoint failed in a way that may pass; `retry_after_s` is what it asked to wait.
-
-    `too_many`: it takes fewer requests than it was sent.
-    """
-
-    def __init__(self, reason: str, retry_after_s: float | None = None, *, too_many: bool = False) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-        self.too_many = too_many
-
-
-class RefusedError(Exception):
-    """The endpoint answers, and will not answer this prompt."""
+OLD_LIMIT, NEW_LIMIT = "max_tokens", "max_completion_tokens"
+"""Names of an answer's limit: nearly every endpoint knows the first, OpenAI's own new models the second alone."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -71,6 +53,7 @@ class Request:
     """Builds the body of a request: the settings once, then messages, seed and limit of each prompt."""
 
     def __init__(self, teacher: Teacher, sampling: Sampling, *, stream: bool) -> None:
+        self.limit = OLD_LIMIT
         self._max_tokens = sampling.max_tokens
         self._settings: dict[str, Any] = {
             "model": teacher.model,
@@ -91,10 +74,10 @@ class Request:
 
         Raises: RefusedError where its text has no UTF-8 form (half a surrogate pair).
         """
-        own = {
+        own: dict[str, Any] = {
             "messages": prompt.messages(),
             "seed": prompt.seed,
-            "max_tokens": prompt.max_tokens or self._max_tokens,
+            self.limit: prompt.max_tokens or self._max_tokens,
         }
         if prompt.constraint is not None:
             own |= _form(prompt.constraint)
@@ -120,6 +103,8 @@ class Stream:
     def __init__(self) -> None:
         self.text = ""
         self.deltas = 0
+        self.over = False
+        """Whether the endpoint said that nothing more comes."""
         self.finish_reason = ""
         self.usage: Usage | None = None
         self.error: Any = None
@@ -140,6 +125,7 @@ class Stream:
 
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
+            self.over = True
             return
         event = _decoded(data)
         self.usage = event.usage or self.usage
@@ -203,6 +189,8 @@ def _answer(prompt: Prompt, text: str, finish_reason: str, usage: Usage | None) 
     # vLLM answers so when it is shut down or dies under a request: the text is a part, not the answer.
     if finish_reason in ("abort", "error"):
         raise TransientError(f"the endpoint gave the answer up (finish_reason {finish_reason})")
+    if finish_reason == "content_filter":
+        raise RefusedError("the endpoint's content filter cut the answer off (finish_reason content_filter)")
     usage = usage or Usage()
     asked, answered = usage.prompt_tokens, usage.completion_tokens
     return Completion(
@@ -218,50 +206,6 @@ def _estimate(text: str) -> int:
     return -(-len(text) // TOKEN_CHARS)
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """The body of an error, in whichever of the usual forms it came."""
-
-    message: str = ""
-    code: str = ""
-    param: str = ""
-
-
-def read_refusal(body: bytes) -> Refusal:
-    """Read an error body: OpenAI's object, a bare string, FastAPI's `detail`, or any text."""
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return Refusal()
-    error = data.get("error", data) if isinstance(data, dict) else data
-    return refusal_of(error)
-
-
-def refusal_of(error: Any) -> Refusal:
-    """Read the `error` of a reply or of a stream's event."""
-    if not isinstance(error, dict):
-        return Refusal(message=str(error))
-    message = error.get("message") or error.get("detail") or ""
-    return Refusal(message=str(message), code=str(error.get("code") or ""), param=str(error.get("param") or ""))
-
-
-def trouble(status: int, refusal: Refusal, *, model: str) -> Trouble:
-    """Say whose fault an HTTP status other than 2xx is."""
-    if status in (401, 403):
-        return "key"
-    if status == 402 or refusal.code == "insufficient_quota":
-        return "quota"
-    if status == 429 and refusal.message.lower().startswith("request too large"):
-        return "prompt"  # OpenAI's word for one that is above the limit of a minute by itself
-    if status in (408, 425, 429) or status >= 500:
-        return "transient"
-    if refusal.code == "unknown_url" or (status == 404 and "/chat/completions" in refusal.message):
-        return "path"
-    if refusal.code == "model_not_found" or refusal.param == "model" or (status == 404 and model in refusal.message):
-        return "model"
-    nameless = refusal.message.lower() in ("", "not found", "method not allowed")
-    return "path" if status < 400 or (status in (404, 405) and nameless) else "prompt"
-
-
 def read_models(body: bytes) -> list[str] | None:
     """Return the names in a list of models, or None where the body is not JSON and so no such endpoint's."""
     try:
@@ -271,22 +215,3 @@ def read_models(body: bytes) -> list[str] | None:
     entries = data.get("data") if isinstance(data, dict) else data
     listed = entries if isinstance(entries, list) else []
     return [str(entry["id"]) for entry in listed if isinstance(entry, dict) and "id" in entry]
-
-
-def retry_after_s(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Return the seconds that a Retry-After header asks for (a number or an HTTP date), or None where it says none."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        return _until(value, now or datetime.now(UTC))
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _until(date: str, now: datetime) -> float | None:
-    try:
-        moment = email.utils.parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())

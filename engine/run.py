@@ -59,6 +59,7 @@ SPEED_KEYS = frozenset(
         "teacher.max_in_flight",
         "teacher.retries",
         "teacher.timeout_s",
+        "teacher.patience_s",
         "teacher.start_timeout_s",
         "prompts.templates",
         "prompts.file",

@@ -82,9 +82,11 @@ class Teacher(Section, frozen=True):
     max_in_flight: Positive = 64
     """Requests open at the endpoint at once."""
     retries: Count = 5
-    """Further tries after 429, 5xx or a timeout, with doubling waits."""
+    """Further tries of a prompt after 5xx, a broken answer or a timeout, with doubling waits."""
     timeout_s: Rate = 120.0
     """Longest wait for one answer."""
+    patience_s: Rate = 900.0
+    """Longest wait for an endpoint that takes nobody's request (429, no connection), at least `timeout_s`."""
     echo: Echo = Echo()
 
     @property

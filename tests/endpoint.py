@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -58,6 +58,34 @@ CUT = Fault(act="cut")
 
 
 @dataclass
+class Limit:
+    """At most `requests` in any window of `window_s`; what is above gets 429."""
+
+    requests: int
+    window_s: float = 1.0
+    says_when: bool = False
+    """Whether Retry-After says when there is a place again."""
+    strict: bool = False
+    """Whether a refused request takes a place, too."""
+    refused: int = 0
+    _times: deque[float] = field(default_factory=deque)
+
+    def refuses(self) -> Fault | None:
+        """Count a request, and return the fault of one that is above the limit."""
+        now = time.monotonic()
+        while self._times and now - self._times[0] >= self.window_s:
+            self._times.popleft()
+        full = len(self._times) >= self.requests
+        if not full or self.strict:
+            self._times.append(now)
+        if not full:
+            return None
+        self.refused += 1
+        wait_s = self.window_s - (now - self._times[-self.requests])
+        return refusal(429, "slow down", headers={"Retry-After": f"{wait_s:.2f}"} if self.says_when else {})
+
+
+@dataclass
 class Seen:
     """One request, as the server saw it."""
 
@@ -88,6 +116,8 @@ class Endpoint:
         """Faults of every request whose question holds the text."""
         self.always: Fault | None = None
         """Fault of every request."""
+        self.limit: Limit | None = None
+        """How many requests it takes."""
         self.on_models: Fault | None = None
         """Fault of the list of models."""
         self.seen: list[Seen] = []
@@ -169,6 +199,8 @@ class Endpoint:
     def _fault(self, request: web.Request, seen: Seen) -> Fault | None:
         if not self._admits(request):
             return WRONG_KEY
+        if self.limit and (refused := self.limit.refuses()):
+            return refused
         if self.always:
             return self.always
         poison = next((fault for text, fault in self.poison.items() if text in seen.question), None)
@@ -251,6 +283,27 @@ async def _half(request: web.Request, body: bytes) -> web.StreamResponse:
 def _drop(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
+
+
+@asynccontextmanager
+async def flapping(endpoint: Endpoint, *, up_s: float, down_s: float) -> AsyncIterator[None]:
+    """Take a served endpoint down and up again, over and over; it is up at the end."""
+
+    async def flap() -> None:
+        while True:
+            await asyncio.sleep(up_s)
+            await endpoint.stop()
+            try:
+                await asyncio.sleep(down_s)
+            finally:
+                await endpoint.start()
+
+    task = asyncio.create_task(flap())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @contextmanager
