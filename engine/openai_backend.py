@@ -8,6 +8,7 @@ and socket ends with the block. Knows nothing of HTTP: openai_client.py asks one
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,7 +46,7 @@ class OpenAIBackend:
         self._waiting: OrderedDict[str, Prompt] = OrderedDict()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._done: list[Completion] = []
-        self._suspects: list[Completion] = []
+        self._suspects: list[tuple[float, Completion]] = []
         self._exhausted = 0
         self._work = asyncio.Event()
         self._news = asyncio.Event()
@@ -118,18 +119,23 @@ class OpenAIBackend:
         self._news.set()
 
     async def _answer(self, prompt: Prompt) -> None:
+        started = time.monotonic()
         try:
-            self._alive(await self._client.ask(prompt))
+            self._alive(await self._client.ask(prompt), started)
         except RefusedError as refusal:
-            self._alive(_failed(prompt, str(refusal)))
+            self._alive(_failed(prompt, str(refusal)), started)
         except TransientError as fault:
             self._suspect(prompt, fault)
 
-    def _alive(self, completion: Completion) -> None:
-        """Hand over an answer; it also proves that prompts which ran out of retries failed by themselves."""
+    def _alive(self, completion: Completion, started: float) -> None:
+        """Hand over an answer; it also proves that prompts which ran out of retries before it was asked failed alone.
+
+        Those that did so later may have met an endpoint which had gone down meanwhile.
+        """
         self._exhausted = 0
-        self._done += [*self._suspects, completion]
-        self._suspects.clear()
+        self._done += [failed for at, failed in self._suspects if at < started]
+        self._suspects = [suspect for suspect in self._suspects if suspect[0] >= started]
+        self._done.append(completion)
 
     def _suspect(self, prompt: Prompt, fault: TransientError) -> None:
         """Hold a prompt that ran out of retries until it is clear whether it failed or the endpoint did.
@@ -140,7 +146,7 @@ class OpenAIBackend:
         if self._exhausted >= DOWN_AFTER:
             why = f"{DOWN_AFTER} prompts in a row ran out of retries, the last one with: {fault}"
             raise self._connection.error("gone", why)
-        self._suspects.append(_failed(prompt, f"{fault}, after {self._retries} retries"))
+        self._suspects.append((time.monotonic(), _failed(prompt, f"{fault}, after {self._retries} retries")))
 
     async def _acquit(self) -> None:
         """Nothing is in flight that could prove the endpoint alive: ask it, then hand over the held prompts.
@@ -153,7 +159,7 @@ class OpenAIBackend:
                     await self._client.ask(PROBE)
             except TransientError as fault:
                 raise self._connection.error("gone", str(fault)) from None
-        self._done += self._suspects
+        self._done += [failed for _, failed in self._suspects]
         self._suspects.clear()
         self._exhausted = 0
         await asyncio.sleep(0)

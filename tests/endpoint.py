@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -58,34 +58,6 @@ CUT = Fault(act="cut")
 
 
 @dataclass
-class Limit:
-    """At most `requests` in any window of `window_s`; what is above gets 429."""
-
-    requests: int
-    window_s: float = 1.0
-    says_when: bool = False
-    """Whether Retry-After says when there is a place again."""
-    strict: bool = False
-    """Whether a refused request takes a place, too."""
-    refused: int = 0
-    _times: deque[float] = field(default_factory=deque)
-
-    def refuses(self) -> Fault | None:
-        """Count a request, and return the fault of one that is above the limit."""
-        now = time.monotonic()
-        while self._times and now - self._times[0] >= self.window_s:
-            self._times.popleft()
-        full = len(self._times) >= self.requests
-        if not full or self.strict:
-            self._times.append(now)
-        if not full:
-            return None
-        self.refused += 1
-        wait_s = self.window_s - (now - self._times[-self.requests])
-        return refusal(429, "slow down", headers={"Retry-After": f"{wait_s:.2f}"} if self.says_when else {})
-
-
-@dataclass
 class Seen:
     """One request, as the server saw it."""
 
@@ -116,8 +88,10 @@ class Endpoint:
         """Faults of every request whose question holds the text."""
         self.always: Fault | None = None
         """Fault of every request."""
-        self.limit: Limit | None = None
-        """How many requests it takes."""
+        self.gate: Callable[[Seen], Fault | None] | None = None
+        """Looks at every request first; what it returns is the request's fault."""
+        self.tail: Literal["", "cut", "hang"] = ""
+        """What it does after the end of a stream instead of closing it."""
         self.on_models: Fault | None = None
         """Fault of the list of models."""
         self.seen: list[Seen] = []
@@ -127,6 +101,10 @@ class Endpoint:
         """Whether tokens are counted."""
         self._key = key
         self._port = port
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     @property
     def url(self) -> str:
@@ -199,7 +177,7 @@ class Endpoint:
     def _fault(self, request: web.Request, seen: Seen) -> Fault | None:
         if not self._admits(request):
             return WRONG_KEY
-        if self.limit and (refused := self.limit.refuses()):
+        if self.gate and (refused := self.gate(seen)):
             return refused
         if self.always:
             return self.always
@@ -238,9 +216,14 @@ class Endpoint:
             _drop(request)
             return response
         await response.write(_event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}))
+        if self.tail == "cut":
+            _drop(request)
+            return response
         if seen.body.get("stream_options", {}).get("include_usage"):
             await response.write(_event({"choices": [], "usage": usage}))
         await response.write(b"data: [DONE]\n\n")
+        if self.tail == "hang":
+            await asyncio.sleep(3600)
         return response
 
 
@@ -251,7 +234,7 @@ def answer(body: dict[str, Any]) -> tuple[str, str]:
     text = f"Answer {xxhash.xxh3_64_intdigest(made_of.encode()) % 10**6}: {asked}"
     for stop in body.get("stop", []):
         text = text.partition(stop)[0]
-    limit = body["max_tokens"] * PIECE_CHARS
+    limit = (body.get("max_tokens") or body["max_completion_tokens"]) * PIECE_CHARS
     return text[:limit], "length" if len(text) > limit else "stop"
 
 
@@ -283,27 +266,6 @@ async def _half(request: web.Request, body: bytes) -> web.StreamResponse:
 def _drop(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
-
-
-@asynccontextmanager
-async def flapping(endpoint: Endpoint, *, up_s: float, down_s: float) -> AsyncIterator[None]:
-    """Take a served endpoint down and up again, over and over; it is up at the end."""
-
-    async def flap() -> None:
-        while True:
-            await asyncio.sleep(up_s)
-            await endpoint.stop()
-            try:
-                await asyncio.sleep(down_s)
-            finally:
-                await endpoint.start()
-
-    task = asyncio.create_task(flap())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 @contextmanager

@@ -1,32 +1,20 @@
-"""What is read off the wire: streams cut anywhere, refusals in every form, Retry-After."""
+"""What is read off the wire: streams cut anywhere, whole replies, lists of models."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import Sampling, Teacher
-from engine.openai_wire import (
-    Refusal,
-    Request,
-    Stream,
-    TransientError,
-    Trouble,
-    read_models,
-    read_refusal,
-    read_reply,
-    retry_after_s,
-    trouble,
-)
+from engine.openai_refusal import RefusedError, TransientError
+from engine.openai_wire import NEW_LIMIT, Request, Stream, read_models, read_reply
 from engine.rows import Prompt, Verdict
 
 PROMPT = Prompt(index=0, id="p", template="t", instruction="Hello.")
-NOON = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC)
 
 
 def events(pieces: list[str], *, newline: str = "\n", usage: bool = True) -> bytes:
@@ -121,77 +109,29 @@ def test_a_reply_without_text_is_an_empty_answer() -> None:
     assert (answer.prompt_tokens, answer.output_tokens) == (2, 0)
 
 
+def test_what_a_content_filter_cut_off_is_no_answer() -> None:
+    cut = b'{"choices": [{"message": {"content": "Half of"}, "finish_reason": "content_filter"}]}'
+    with pytest.raises(RefusedError, match="content filter"):
+        read_reply(PROMPT, cut)
+    stream = Stream()
+    stream.feed(b"data: " + cut.replace(b"message", b"delta") + b"\n\n")
+    with pytest.raises(RefusedError, match="content filter"):
+        stream.finish(PROMPT)
+
+
+def test_the_limit_of_an_answer_has_the_name_that_is_set() -> None:
+    request = Request(Teacher(model="m"), Sampling(max_tokens=40), stream=False)
+    request.limit = NEW_LIMIT
+    body = json.loads(request.body(PROMPT))
+    assert body["max_completion_tokens"] == 40
+    assert "max_tokens" not in body
+
+
 def test_a_prompts_own_limit_goes_before_the_settings() -> None:
     request = Request(Teacher(model="m"), Sampling(max_tokens=40), stream=False)
     own = Prompt(index=0, id="p", template="t", instruction="Hello.", max_tokens=4)
     assert json.loads(request.body(PROMPT))["max_tokens"] == 40
     assert json.loads(request.body(own))["max_tokens"] == 4
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b'{"error": {"message": "no", "code": "c", "param": "p"}}', Refusal("no", "c", "p")),
-        (b'{"error": {"message": "no", "code": 404, "param": null}}', Refusal("no", "404", "")),
-        (b'{"error": "no"}', Refusal("no")),
-        (b'{"message": "no"}', Refusal("no")),
-        (b'{"detail": "no"}', Refusal("no")),
-        (b'["no"]', Refusal("['no']")),
-        (b'{"other": 1}', Refusal()),
-        (b"<html>no</html>", Refusal()),
-        (b"", Refusal()),
-    ],
-)
-def test_a_refusal_is_read_in_every_form(body: bytes, expected: Refusal) -> None:
-    assert read_refusal(body) == expected
-
-
-@pytest.mark.parametrize(
-    ("status", "refusal", "expected"),
-    [
-        (400, Refusal("too long"), "prompt"),
-        (404, Refusal("no such tool"), "prompt"),
-        (404, Refusal("The model `m-7b` does not exist."), "model"),
-        (400, Refusal("The model `m-7b` is too small for this prompt"), "prompt"),
-        (404, Refusal("Not Found"), "path"),
-        (404, Refusal("Invalid URL (POST /chat/completions)"), "path"),
-        (404, Refusal("Unknown request URL: POST /x. m-7b", "unknown_url"), "path"),
-        (405, Refusal("Method Not Allowed"), "path"),
-        (301, Refusal(), "path"),
-        (401, Refusal(), "key"),
-        (403, Refusal(), "key"),
-        (402, Refusal(), "quota"),
-        (429, Refusal("empty", "insufficient_quota"), "quota"),
-        (429, Refusal(), "transient"),
-        (429, Refusal("Request too large for m-7b on tokens per min (TPM): Limit 10, Requested 12"), "prompt"),
-        (408, Refusal(), "transient"),
-        (500, Refusal(), "transient"),
-        (599, Refusal(), "transient"),
-    ],
-)
-def test_a_refusal_is_somebodys_fault(status: int, refusal: Refusal, expected: Trouble) -> None:
-    assert trouble(status, refusal, model="m-7b") == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("3", 3.0),
-        ("0.25", 0.25),
-        ("-1", 0.0),
-        ("Mon, 04 May 2026 12:00:05 GMT", 5.0),
-        ("Mon, 04 May 2026 14:00:05 +0200", 5.0),
-        ("Mon, 04 May 2026 12:00:05 -0000", 5.0),
-        ("Mon, 04 May 2026 11:00:00 GMT", 0.0),
-        ("soon", None),
-        ("inf", None),
-        ("nan", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(value: str | None, expected: float | None) -> None:
-    assert retry_after_s(value, now=NOON) == expected
 
 
 @pytest.mark.parametrize(

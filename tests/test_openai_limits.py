@@ -1,0 +1,126 @@
+"""What is nobody's prompt's fault costs no prompt anything: hard rate limits, outages, answers broken at their end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import endpoint as server
+import pytest
+from asking import MODES, ask, never, prompts
+from endpoint import Endpoint, Fault, Seen, refusal, serving
+from rough import Limit, flapping
+
+from engine.backend import Watch
+from engine.config import load
+from engine.errors import EndpointError, LimitError
+from engine.generate import generate
+from engine.shards import read_lines, read_manifest
+from engine.verify import verify
+
+ECHO = Path(__file__).resolve().parent.parent / "data" / "echo.toml"
+SHORT = {"patience_s": 0.2, "timeout_s": 0.2}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_hard_rate_limit_fails_no_prompt(strict: bool) -> None:
+    async with Endpoint() as endpoint:
+        endpoint.gate = limit = Limit(20, window_s=0.1, strict=strict)
+        answers = await ask(endpoint, prompts(100), max_in_flight=64, retries=0)
+        assert not [answer for answer in answers if answer.error]
+        assert limit.refused > 20
+
+
+async def test_retry_after_holds_every_prompt_back() -> None:
+    async with Endpoint(delay_s=0.01) as endpoint:
+        endpoint.script.extend([None, Fault(429, headers={"Retry-After": "0.4"})])
+        await ask(endpoint, prompts(12), max_in_flight=2)
+        starts = [seen.at for seen in endpoint.seen]
+        assert len(starts) == 13
+        refused_at = starts[1]
+        assert not [at for at in starts[2:] if at < refused_at + 0.35]
+
+
+async def test_a_limit_that_says_when_is_kept_to() -> None:
+    async with Endpoint() as endpoint:
+        endpoint.gate = limit = Limit(10, window_s=0.3, says_when=True)
+        await ask(endpoint, prompts(30), max_in_flight=8, retries=0)
+        assert limit.refused <= 16, "what was on its way together, twice"
+
+
+async def test_an_endpoint_that_only_refuses_ends_the_run() -> None:
+    async with Endpoint() as endpoint:
+        endpoint.always = server.RATE_LIMIT
+        with pytest.raises(LimitError, match=r"429 slow down; no answer for 0.2 s\); .*run the same command again"):
+            await ask(endpoint, prompts(20), **SHORT)
+
+
+async def test_a_prompt_too_large_for_a_limit_fails_alone() -> None:
+    async with Endpoint() as endpoint:
+        endpoint.poison["about 3."] = server.RATE_LIMIT
+        answers = await ask(endpoint, prompts(8), **SHORT)
+        assert [answer.id for answer in answers if answer.error] == ["p3"]
+        assert answers[3].error == "429 slow down, for 0.2 s, while others are answered"
+
+
+@MODES
+async def test_an_endpoint_that_is_closed_half_of_the_time_answers_every_prompt(watch: Watch | None) -> None:
+    async with Endpoint(delay_s=0.02, piece_s=0.002) as endpoint, flapping(endpoint, up_s=0.1, down_s=0.1):
+        answers = await ask(endpoint, prompts(60), watch=watch)
+        assert not [answer for answer in answers if answer.error]
+
+
+@pytest.mark.parametrize("tail", ["cut", "hang"])
+async def test_what_breaks_after_the_answer_takes_nothing_away_from_it(tail: str) -> None:
+    async with Endpoint() as endpoint:
+        endpoint.tail = tail
+        answers = await ask(endpoint, prompts(4), watch=never, retries=0, timeout_s=3.0)
+        assert [answer.error for answer in answers] == [""] * 4
+        assert len(endpoint.seen) == 4
+
+
+async def test_a_model_that_knows_the_new_name_of_the_limit_only_is_asked_by_it() -> None:
+    def new_model(seen: Seen) -> Fault | None:
+        old = "max_tokens" in seen.body
+        return refusal(400, "not supported", code="unsupported_parameter", param="max_tokens") if old else None
+
+    async with Endpoint() as endpoint:
+        endpoint.gate = new_model
+        answers = await ask(endpoint, prompts(20), retries=0)
+        assert not [answer for answer in answers if answer.error]
+        assert len(endpoint.seen) <= 20 + 4
+
+
+def generated(url: str, folder: Path) -> list[bytes]:
+    """Run a generation against an endpoint and return its kept lines."""
+    teacher = ["backend=openai", "model=teacher", "max_in_flight=8", f"base_url={url}", "retries=0"]
+    sets = [f"teacher.{setting}" for setting in [*teacher, *(f"{key}={value}" for key, value in SHORT.items())]]
+    generate(load(ECHO, [*sets, "prompts.count=120", "filter.cap_per_template=0"]), folder)
+    manifest = read_manifest(folder)
+    return [line for shard in manifest.of("kept") for line in read_lines(folder, shard)]
+
+
+def test_a_run_that_meets_a_spent_limit_ends_and_goes_on_later_with_the_same_rows(tmp_path: Path) -> None:
+    with serving(Endpoint()) as endpoint:
+        calm = generated(endpoint.url, tmp_path / "calm")
+        asked = len(endpoint.seen)
+        endpoint.gate = lambda seen: server.RATE_LIMIT if len(endpoint.seen) > asked + 60 else None
+        with pytest.raises(LimitError, match="run the same command again"):
+            generated(endpoint.url, tmp_path / "spent")
+        endpoint.gate = None
+        assert generated(endpoint.url, tmp_path / "spent") == calm
+    assert verify(tmp_path / "spent")["failed"] == 0
+
+
+def test_a_run_whose_endpoint_breaks_for_everybody_fails_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.generate.BACKOFF_S", 0.01)
+    with serving(Endpoint()) as endpoint:
+        calm = generated(endpoint.url, tmp_path / "calm")
+        asked = len(endpoint.seen)
+        endpoint.gate = lambda seen: server.BROKEN if len(endpoint.seen) > asked + 60 else None
+        with pytest.raises(EndpointError, match="went down"):
+            generated(endpoint.url, tmp_path / "broken")
+        endpoint.gate = None
+        assert generated(endpoint.url, tmp_path / "broken") == calm
+    assert verify(tmp_path / "broken")["failed"] == 0
