@@ -42,6 +42,7 @@ class Client:
         )
         self._patience_s = max(teacher.patience_s, teacher.timeout_s)
         self._next_log = 0.0
+        self._asking = 0
 
     async def ask(self, prompt: Prompt) -> Completion:
         """Return the answer to one prompt, trying again as often as `teacher.retries` says.
@@ -49,6 +50,15 @@ class Client:
         Raises: RefusedError where this prompt will never be answered, TransientError where the retries are used up,
             EndpointError where no prompt will be answered.
         """
+        self._asking += 1
+        try:
+            return await self._until_answered(prompt)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._pressure.forget_silence()
+
+    async def _until_answered(self, prompt: Prompt) -> Completion:
         attempt = 0
         passed_over = False
         while True:

@@ -95,10 +95,14 @@ class Pressure:
             self.allowed -= self.allowed // 2
         self.hold_back(random.uniform(pause_s / 2, pause_s))
 
+    def forget_silence(self) -> None:
+        """Begin anew: nobody asks any more, so that it is no wonder if nothing is answered."""
+        self._silent_since = None
+
     def answered(self) -> None:
         """Note an answer, which gives a place back."""
         self._refused = 0
-        self._silent_since = None
+        self.forget_silence()
         self.allowed = min(self._most, self.allowed + 1)
         self._free.set()
 

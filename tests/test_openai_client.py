@@ -1,9 +1,8 @@
-"""What is asked of an endpoint, what each of its faults leads to, and how the client paces itself and keeps the key."""
+"""What is asked of an endpoint, what each of its faults leads to, and how the client keeps the key."""
 
 from __future__ import annotations
 
 import logging
-import time
 from base64 import b64encode
 from typing import Any
 
@@ -16,7 +15,6 @@ from engine.backend import Watch, answer_all, make_backend
 from engine.config import Sampling, Teacher
 from engine.errors import ConfigError, EndpointError
 from engine.openai_backend import DOWN_AFTER, OpenAIBackend
-from engine.openai_client import LONGEST_BACKOFF_S, backoff_s
 from engine.rows import Message, Prompt
 
 
@@ -281,42 +279,3 @@ async def test_a_password_in_the_address_is_sent_in_place_of_a_key_and_not_shown
         async with OpenAIBackend(Teacher(model="teacher", base_url=url), SAMPLING):
             pass
     assert "hunter2" not in str(caught.value)
-
-
-async def test_the_rate_limit_holds_in_every_window_and_counts_retries() -> None:
-    async with Endpoint() as endpoint:
-        endpoint.script.extend([server.OVERLOAD] * 10)
-        await ask(endpoint, prompts(50), max_in_flight=32, requests_per_s=40.0)
-        starts = [seen.at for seen in endpoint.seen]
-        assert len(starts) == 60
-        # 150 ms: on a busy machine a request may be on its way so long before the server looks at its clock.
-        assert all(late - early > 0.85 for early, late in zip(starts, starts[40:], strict=False))
-        assert starts[-1] - starts[0] < 4
-
-
-async def test_a_fractional_rate_limit_holds() -> None:
-    async with Endpoint() as endpoint:
-        await ask(endpoint, prompts(4), requests_per_s=2.5)
-        starts = [seen.at for seen in endpoint.seen]
-        # Two in any 0.8 s, less what a request may be on its way.
-        assert starts[2] - starts[0] > 0.65
-        assert starts[3] - starts[1] > 0.65
-        assert starts[3] - starts[0] < 3
-
-
-def test_backoff_is_drawn_from_nothing_to_a_doubling_bound() -> None:
-    for attempt in (0, 1, 4, 40, 10_000):
-        bound = min(LONGEST_BACKOFF_S, 0.5 * 2.0 ** min(attempt, 32))
-        draws = [backoff_s(attempt, 0.5) for _ in range(2000)]
-        assert 0 <= min(draws) < 0.05 * bound
-        assert 0.95 * bound < max(draws) <= bound
-
-
-async def test_tries_are_spaced_by_the_backoff() -> None:
-    async with Endpoint() as endpoint:
-        endpoint.script.extend([server.OVERLOAD] * 5)
-        started = time.monotonic()
-        await ask(endpoint, prompts(1), retries=5)
-        # Bounds of 10, 20, 40, 80 and 160 ms: 310 ms at most, and half of it on average.
-        assert 0.01 < time.monotonic() - started < 0.31 + 2
-        assert len(endpoint.seen) == 6

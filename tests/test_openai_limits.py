@@ -1,24 +1,66 @@
-"""What is nobody's prompt's fault costs no prompt anything: hard rate limits, outages, answers broken at their end."""
+"""How prompts are paced, and that what is no prompt's fault costs none anything: limits, outages, broken ends."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import endpoint as server
 import pytest
-from asking import MODES, ask, never, prompts
+from asking import MODES, ask, backend, eventually, never, prompts
 from endpoint import Endpoint, Fault, Seen, refusal, serving
 from rough import Limit, flapping
 
-from engine.backend import Watch
+from engine.backend import Watch, answer_all
 from engine.config import load
 from engine.errors import EndpointError, LimitError
 from engine.generate import generate
+from engine.openai_client import LONGEST_BACKOFF_S, backoff_s
 from engine.shards import read_lines, read_manifest
 from engine.verify import verify
 
 ECHO = Path(__file__).resolve().parent.parent / "data" / "echo.toml"
 SHORT = {"patience_s": 0.2, "timeout_s": 0.2}
+
+
+async def test_the_rate_limit_holds_in_every_window_and_counts_retries() -> None:
+    async with Endpoint() as endpoint:
+        endpoint.script.extend([server.OVERLOAD] * 10)
+        await ask(endpoint, prompts(50), max_in_flight=32, requests_per_s=40.0)
+        starts = [seen.at for seen in endpoint.seen]
+        assert len(starts) == 60
+        # 150 ms: on a busy machine a request may be on its way so long before the server looks at its clock.
+        assert all(late - early > 0.85 for early, late in zip(starts, starts[40:], strict=False))
+        assert starts[-1] - starts[0] < 4
+
+
+async def test_a_fractional_rate_limit_holds() -> None:
+    async with Endpoint() as endpoint:
+        await ask(endpoint, prompts(4), requests_per_s=2.5)
+        starts = [seen.at for seen in endpoint.seen]
+        # Two in any 0.8 s, less what a request may be on its way.
+        assert starts[2] - starts[0] > 0.65
+        assert starts[3] - starts[1] > 0.65
+        assert starts[3] - starts[0] < 3
+
+
+def test_backoff_is_drawn_from_nothing_to_a_doubling_bound() -> None:
+    for attempt in (0, 1, 4, 40, 10_000):
+        bound = min(LONGEST_BACKOFF_S, 0.5 * 2.0 ** min(attempt, 32))
+        draws = [backoff_s(attempt, 0.5) for _ in range(2000)]
+        assert 0 <= min(draws) < 0.05 * bound
+        assert 0.95 * bound < max(draws) <= bound
+
+
+async def test_tries_are_spaced_by_the_backoff() -> None:
+    async with Endpoint() as endpoint:
+        endpoint.script.extend([server.OVERLOAD] * 5)
+        started = time.monotonic()
+        await ask(endpoint, prompts(1), retries=5)
+        # Bounds of 10, 20, 40, 80 and 160 ms: 310 ms at most, and half of it on average.
+        assert 0.01 < time.monotonic() - started < 0.31 + 2
+        assert len(endpoint.seen) == 6
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -52,6 +94,21 @@ async def test_an_endpoint_that_only_refuses_ends_the_run() -> None:
         endpoint.always = server.RATE_LIMIT
         with pytest.raises(LimitError, match=r"429 slow down; no answer for 0.2 s\); .*run the same command again"):
             await ask(endpoint, prompts(20), **SHORT)
+
+
+async def test_patience_is_not_used_up_while_nobody_asks() -> None:
+    asked = prompts(2)
+    async with Endpoint() as endpoint, backend(endpoint, **SHORT) as teacher:
+        endpoint.always = server.RATE_LIMIT
+        await teacher.add(asked[:1])
+        await eventually(lambda: len(endpoint.seen) > 0)
+        await teacher.abort([asked[0].id])
+        await asyncio.sleep(0.3)
+        endpoint.always = None
+        endpoint.script.append(server.RATE_LIMIT)
+        seen = len(endpoint.seen)
+        assert [answer.error for answer in await answer_all(teacher, asked[1:])] == [""]
+        assert len(endpoint.seen) == seen + 2
 
 
 async def test_a_prompt_too_large_for_a_limit_fails_alone() -> None:
