@@ -63,10 +63,10 @@ async def test_tries_are_spaced_by_the_backoff() -> None:
         assert len(endpoint.seen) == 6
 
 
-@pytest.mark.parametrize("strict", [False, True])
-async def test_a_hard_rate_limit_fails_no_prompt(strict: bool) -> None:
+@pytest.mark.parametrize("how", [{}, {"strict": True}, {"says_when": True}], ids=str)
+async def test_a_hard_rate_limit_fails_no_prompt(how: dict[str, bool]) -> None:
     async with Endpoint() as endpoint:
-        endpoint.gate = limit = Limit(20, window_s=0.1, strict=strict)
+        endpoint.gate = limit = Limit(20, window_s=0.1, **how)
         answers = await ask(endpoint, prompts(100), max_in_flight=64, retries=0)
         assert not [answer for answer in answers if answer.error]
         assert limit.refused > 20
@@ -80,13 +80,6 @@ async def test_retry_after_holds_every_prompt_back() -> None:
         assert len(starts) == 13
         refused_at = starts[1]
         assert not [at for at in starts[2:] if at < refused_at + 0.35]
-
-
-async def test_a_limit_that_says_when_is_kept_to() -> None:
-    async with Endpoint() as endpoint:
-        endpoint.gate = limit = Limit(10, window_s=0.3, says_when=True)
-        await ask(endpoint, prompts(30), max_in_flight=8, retries=0)
-        assert limit.refused <= 16, "what was on its way together, twice"
 
 
 async def test_an_endpoint_that_only_refuses_ends_the_run() -> None:
