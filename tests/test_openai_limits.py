@@ -149,13 +149,16 @@ def generated(url: str, folder: Path) -> list[bytes]:
     return [line for shard in manifest.of("kept") for line in read_lines(folder, shard)]
 
 
-def test_a_run_that_meets_a_spent_limit_ends_and_goes_on_later_with_the_same_rows(tmp_path: Path) -> None:
+def test_a_run_that_meets_a_spent_limit_ends_and_goes_on_later_with_the_same_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(Endpoint()) as endpoint:
         calm = generated(endpoint.url, tmp_path / "calm")
         asked = len(endpoint.seen)
         endpoint.gate = lambda seen: server.RATE_LIMIT if len(endpoint.seen) > asked + 60 else None
         with pytest.raises(LimitError, match="run the same command again"):
             generated(endpoint.url, tmp_path / "spent")
+        assert "restart" not in capsys.readouterr().err, "patience was there, asking again at once is of no use"
         endpoint.gate = None
         assert generated(endpoint.url, tmp_path / "spent") == calm
     assert verify(tmp_path / "spent")["failed"] == 0
