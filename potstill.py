@@ -6,10 +6,12 @@ Stdout is for results and ends with one line of JSON; progress and errors go to 
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
-from typing import Any
+
+# Little is imported up here: Ctrl-C is caught in `main`, not before.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("evals.cli", "do every stage: generate, train, eval, report; resume at the stage that is not done"),
@@ -34,6 +36,22 @@ ROOMS = ("engine", "trainer", "evals", "bench")
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        for argument in arguments:
+            if not _is_text(argument):
+                return _say(f"potstill: {argument!a} is not UTF-8, which no manifest can hold; rename it", 2)
+        return _run(_parsed(arguments))
+    except KeyboardInterrupt:
+        if "--debug" in arguments:
+            raise
+        command = next((argument for argument in arguments if argument in COMMANDS), "")
+        return _say(f"potstill {command}".strip() + ": interrupted; run the same command again to go on", 130)
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    import argparse
+    import importlib
+
     top = argparse.ArgumentParser(prog="potstill", description="Distil a big language model into a small one.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
@@ -42,40 +60,67 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == wanted:
             importlib.import_module(module).COMMANDS[name].arguments(parser)
-    args = top.parse_args(arguments)
-    return _run(args)
+    return top.parse_args(arguments)
 
 
 def _run(args: argparse.Namespace) -> int:
+    import importlib
+
     from engine.errors import PotstillError
 
     command = importlib.import_module(COMMANDS[args.command][0]).COMMANDS[args.command]
     try:
-        result: dict[str, Any] = command.run(args)
+        result = command.run(args)
+        _tell(result)
     except PotstillError as error:
         if args.debug:
             raise
-        print(f"potstill {args.command}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _say(f"potstill {args.command}: {error}", error.exit_code)
     except ModuleNotFoundError as error:
         if args.debug or error.name is None or error.name.partition(".")[0] in ROOMS:
             raise
-        print(
+        return _say(
             f"potstill {args.command}: needs {error.name}, which is not installed; pip install 'potstill[cpu]', or "
             "'potstill[gpu]' on a machine with CUDA",
-            file=sys.stderr,
+            2,
         )
-        return 2
-    except KeyboardInterrupt:
+    except OSError as error:
+        # What the machine refused where no room has a better sentence.
         if args.debug:
             raise
-        print(f"potstill {args.command}: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return _say(f"potstill {args.command}: {error}; --debug shows where", 1)
+    return 1 if command.failed is not None and command.failed(result) else 0
+
+
+def _tell(result: dict[str, object]) -> None:
+    """Print a result as the last line of standard output."""
+    import os
+
     import orjson
 
-    if result:
+    from engine.errors import DiskError
+
+    if not result:
+        return
+    try:
         print(orjson.dumps(result).decode(), flush=True)
-    return 1 if command.failed is not None and command.failed(result) else 0
+    except OSError as error:
+        # Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DiskError(f"standard output: cannot be written ({error.strerror}); the work itself is done") from None
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _say(sentence: str, exit_code: int) -> int:
+    print(sentence, file=sys.stderr)
+    return exit_code
 
 
 if __name__ == "__main__":

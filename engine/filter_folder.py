@@ -22,7 +22,7 @@ from engine import __version__
 from engine import config as configuration
 from engine.columns import BadLine, Batch, Columns, Parsed, Parser
 from engine.config import Config
-from engine.errors import ConfigError, DataError, Interrupted, PotstillError, UsageError
+from engine.errors import ConfigError, DataError, DiskError, Interrupted, PotstillError, UsageError
 from engine.filter import DUPLICATE, RULES, Filter
 from engine.filter_batch import BatchFilter, Judged
 from engine.lock import locked
@@ -212,11 +212,14 @@ class StdoutWriter:
         if kind != "kept":
             return
         try:
-            sys.stdout.buffer.writelines(lines)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
+            with disk(Path("standard output")):
+                sys.stdout.buffer.writelines(lines)
+                sys.stdout.buffer.flush()
+        except DiskError as error:
             # Python would complain once more when it closes standard output.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error.__cause__, BrokenPipeError):
+                raise
             raise Interrupted("whoever read standard output has stopped reading; the rest is not filtered") from None
 
     def publish(self) -> None:

@@ -109,6 +109,23 @@ def test_a_library_that_is_not_installed_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("module", ["argparse", "engine.cli", "engine.shards"])
+def test_ctrl_c_while_it_is_still_importing_is_quiet(module: str) -> None:
+    code = f"""
+import signal, sys
+class Press:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Press())
+import potstill
+sys.exit(potstill.main(["explain", "none"]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 130
+    assert result.stderr == "potstill explain: interrupted; run the same command again to go on\n"
+
+
 def test_what_filter_wrote_can_be_verified_and_reported(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"q": "Say <b>", "a": "a fine answer"}\n{"q": "Say", "a": "no"}\n{bad\n')
     folder = str(tmp_path / "out")
