@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,6 +36,29 @@ def command_of(module: str, failed: Callable[[dict[str, Any]], bool] | None = No
 def names_in(text: str) -> list[str]:
     """Return the names of a list with commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def path_of(text: str) -> Path:
+    """Read a path of the command line. An empty one, as `$RUN` is where it is not set, is not the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what reads a whole number of the command line that lies between these two."""
+    bounds = f"from {least} on" if most is None else f"from {least} to {most}"
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {bounds}")
+        return number
+
+    return read
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from echo_runs import ECHO
 from students import smollm2, tiny_student
 
-from engine.config import Config, Student, Teacher, from_mapping
+from engine.config import Config, Student, Teacher, from_mapping, load
 from engine.errors import DataError, MissingError
 from potstill import main
 from trainer import doctor
@@ -249,4 +250,32 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr()
     found = json.loads(said.out.splitlines()[-1])
     assert [finding["check"] for finding in found["findings"] if finding["level"] == "fail"] == ["student"]
-    assert "1 checks fail" in said.err.splitlines()[-1]
+    assert "1 check fails; mend that" in said.err.splitlines()[-1]
+
+
+def test_a_run_that_only_generates_needs_no_student() -> None:
+    found = {finding.check: finding for finding in doctor._findings(load(ECHO), ECHO.parent)}
+    assert found["student"].level == "warn"
+    assert not {"plan", "training"} & found.keys()
+    assert "0.0 of student and checkpoints" in found["disk"].says
+    with_items = load(ECHO, [f"eval.items={ECHO.parent / 'heldout' / 'temperatures.jsonl'}"])
+    assert doctor.check_no_student(with_items).level == "fail"
+
+
+def test_a_model_folder_without_weights(teacher: ModelFiles) -> None:
+    assert [finding.level for finding in doctor.check_weights("teacher", teacher)] == ["fail"]
+    (teacher.folder / "model.safetensors").touch()
+    assert not list(doctor.check_weights("teacher", teacher))
+
+
+@pytest.mark.model
+def test_an_adapter_on_no_layer_does_not_train(tmp_path: Path) -> None:
+    student = read_model(str(tiny_student(tmp_path / "tiny")), key="student.model")
+    train = {"tuning": "lora", "target_modules": ["nope"]}
+    found = doctor.check_training(from_mapping({"train": train}, where="test"), student, Machine("cpu", False))
+    assert (found.level, found.says.partition(";")[0]) == (
+        "fail",
+        "train.target_modules does not fit the student (no layer has such a name)",
+    )
+    dotted = from_mapping({"train": train | {"target_modules": ["self_attn.q_proj"]}}, where="test")
+    assert doctor.check_training(dotted, student, Machine("cpu", False)).level == "ok"

@@ -14,6 +14,7 @@ from trainer.doctor_machine import (
     check_disk,
     check_driver,
     check_libraries,
+    check_plan,
     machine_of,
 )
 from trainer.finding import Finding
@@ -51,7 +52,8 @@ def test_what_nvidia_smi_says() -> None:
     ],
 )
 def test_cards(settings: dict[str, Any], cards: list[Gpu], check: str, level: str, says: str) -> None:
-    found = of(list(check_cards(from_mapping(settings, where="test"), cards, {})), check)
+    config = from_mapping(settings, where="test")
+    found = of([*check_cards(config, cards, {}), check_plan(config.train, cards, {})], check)
     assert found.level == level
     assert says in found.says
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from engine.command import Command, config_arguments, names_in, set_argument
+from engine.command import Command, config_arguments, names_in, path_of, set_argument, whole
 from engine.config import load
 from engine.errors import MissingError, TrainError
 from trainer import ranks
@@ -20,13 +20,19 @@ from trainer.roles import ROLES
 def _arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="RUN", help="run whose kept rows are learnt from, or a JSONL file"
+        "--data",
+        type=path_of,
+        required=True,
+        metavar="RUN",
+        help="run whose kept rows are learnt from, or a JSONL file",
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: RUN, if it is a run)")
+    parser.add_argument("--out", type=path_of, metavar="FOLDER", help="where results go (default: RUN, if it is a run)")
     parser.add_argument(
         "--role", choices=list(ROLES), default="student", help="teacher: train teacher.model, on gold rows"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="train on N GPUs of this machine (train.processes)")
+    parser.add_argument(
+        "--processes", type=whole(1), metavar="N", help="train on N GPUs of this machine (train.processes)"
+    )
     parser.add_argument("--check", action="store_true", help="only check rows, template and tokens; needs no GPU")
 
 
@@ -54,7 +60,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where the run is to be (its disk)")
+    parser.add_argument(
+        "--out", type=path_of, default=Path(), metavar="FOLDER", help="where the run is to be (its disk)"
+    )
 
 
 def _doctor(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,17 +71,18 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
     found = examine(load(Path(args.config), args.overrides), args.out)
     if found["fail"]:
         print(msgspec.json.encode(found).decode(), flush=True)
-        raise TrainError(f"{found['fail']} checks fail; nothing is worth starting before they are mended")
+        fail = "1 check fails" if found["fail"] == 1 else f"{found['fail']} checks fail"
+        raise TrainError(f"{fail}; mend that before anything is started")
     return found
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     from trainer.forms import FORMS
 
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder with the trained student")
+    parser.add_argument("run", type=path_of, metavar="RUN", help="folder with the trained student")
     parser.add_argument("--to", required=True, metavar="FORMS", help=f"some of {','.join(FORMS)}")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="gets a folder a form; default: RUN/models")
-    parser.add_argument("--items", type=int, default=100, metavar="N", help="held-out questions; default: 100")
+    parser.add_argument("--out", type=path_of, metavar="FOLDER", help="gets a folder a form; default: RUN/models")
+    parser.add_argument("--items", type=whole(1), default=100, metavar="N", help="held-out questions; default: 100")
     parser.add_argument("--no-verify", action="store_true", help="do not compare answers with the student's")
     parser.add_argument(
         "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="what answers; default: auto"
@@ -98,9 +107,9 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     from trainer.serve import GPU_SHARE, PORT
 
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder with the trained student")
+    parser.add_argument("run", type=path_of, metavar="RUN", help="folder with the trained student")
     parser.add_argument("--form", default="", metavar="FORM", help="an exported form; default: what training left")
-    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
+    parser.add_argument("--port", type=whole(1, 65535), default=PORT, help=f"default: {PORT}")
     parser.add_argument(
         "--gpu-memory-utilization",
         type=float,

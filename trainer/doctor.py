@@ -34,6 +34,8 @@ from trainer.prune import choose_layers, cut_config
 PROMPTS_LOOKED_AT = 10_000
 FULL_ANSWERS = 8
 """Prompts that should fit into the cache at their full length, below which a card is mostly idle."""
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+"""How names of files with weights end."""
 ADAPTER_BYTES = 2.0**28
 """Of an adapter, generously."""
 OVERHEAD_BYTES = 2 * 2**30
@@ -56,6 +58,8 @@ def examine(config: Config, out: Path) -> dict[str, Any]:
 def _findings(config: Config, out: Path) -> Iterator[Finding]:
     cards, versions = look_at_gpus(), machine.installed()
     models: dict[str, ModelFiles] = {}
+    if not config.student.model:
+        yield check_no_student(config)
     for role, read in (("teacher", read_teacher), ("student", read_student)):
         try:
             model = read(config)
@@ -64,6 +68,7 @@ def _findings(config: Config, out: Path) -> Iterator[Finding]:
             continue
         if model is not None:
             models[role] = model
+            yield from check_weights(role, model)
     kwargs, method = config.teacher.chat_template_kwargs, getattr(config.train, "method", "sft")
     if len(models) == 2:
         yield from check_pair(models["teacher"], models["student"], kwargs, method)
@@ -72,15 +77,37 @@ def _findings(config: Config, out: Path) -> Iterator[Finding]:
             yield from check_chat(role, model, kwargs)
     yield from (check_licence(role, model) for role, model in models.items())
     yield from machine.check_cards(config, cards, versions)
+    if config.student.model:
+        yield machine.check_plan(config.train, cards, versions)
     yield from machine.check_libraries(versions, gpu=bool(cards), vllm=config.teacher.backend == "vllm")
     if "teacher" in models:
         yield check_teacher(config, models["teacher"], [card.total_bytes for card in cards], memory_of_machine())
     if "student" in models:
         yield check_training(config, models["student"], machine.machine_of(cards, versions))
     yield from check_prompts(config)
-    student = models.get("student")
-    full = config.train.tuning == "full" and student is not None
-    yield machine.check_disk(config, out, 4.0 * student.shape.parameters if full and student else ADAPTER_BYTES)
+    yield machine.check_disk(config, out, trained_bytes(config, models.get("student")))
+
+
+def check_no_student(config: Config) -> Finding:
+    """Say what a configuration without a student is good for."""
+    if config.eval.items:
+        says = "eval.items is set but student.model is not, so there is nobody to compare"
+        return Finding("student", "fail", says, "set student.model, or remove [eval]")
+    return Finding("student", "warn", "student.model is not set: rows are generated, and nothing is trained")
+
+
+def check_weights(role: str, model: ModelFiles) -> Iterator[Finding]:
+    """Look whether a model folder of this machine holds weights; the hub's are fetched when they are needed."""
+    folder = Path(model.name).expanduser()
+    if folder.is_dir() and not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+        yield Finding(role, "fail", f"{model.name} holds no weights", "copy the whole model, or name another folder")
+
+
+def trained_bytes(config: Config, student: ModelFiles | None) -> float:
+    """Return the bytes of one copy of what is trained; a student that cannot be read counts as an adapter."""
+    if not config.student.model:
+        return 0.0
+    return 4.0 * student.shape.parameters if student and config.train.tuning == "full" else ADAPTER_BYTES
 
 
 def read_teacher(config: Config) -> ModelFiles | None:
@@ -88,8 +115,10 @@ def read_teacher(config: Config) -> ModelFiles | None:
     return read_model(config.teacher.model, key="teacher.model") if config.teacher.backend == "vllm" else None
 
 
-def read_student(config: Config) -> ModelFiles:
-    """Read the student's small files; with `init = "prune"`, of what is left of it."""
+def read_student(config: Config) -> ModelFiles | None:
+    """Read the student's small files; with `init = "prune"`, of what is left of it. None where there is no student."""
+    if not config.student.model:
+        return None
     model = read_model(config.student.model, key="student.model")
     if config.student.init == "model":
         return model
@@ -134,7 +163,10 @@ def check_training(config: Config, student: ModelFiles, seen: Machine) -> Findin
     if config.student.init == "prune":
         cut_config(shape, choose_layers(shape.num_hidden_layers, config.student.layers))
     dtype: Dtype = "bfloat16" if train.dtype == "auto" else train.dtype
-    need = estimate(shape, train, tuning=train.tuning, dtype=dtype, tokens=tokens)
+    try:
+        need = estimate(shape, train, tuning=train.tuning, dtype=dtype, tokens=tokens)
+    except PotstillError as error:
+        return Finding("training", "fail", str(error))
     says = f"about {_gib(need.total_bytes)} GiB with {tokens:,} tokens a step, {_gib(need.least_bytes)} at the least"
     if not seen.memory_bytes:
         return Finding("training", "ok", says)

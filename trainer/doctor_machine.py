@@ -48,7 +48,6 @@ def check_cards(config: Config, cards: list[Gpu], versions: Mapping[str, str]) -
             yield Finding("card", "ok", says)
     if cards and config.teacher.dtype == "bfloat16" and not cards[0].bfloat16:
         yield Finding("dtype", "fail", "teacher.dtype = bfloat16, which this card does not have", "set it to half")
-    yield _plan(config.train, cards, versions)
     if cards:
         yield check_driver(cards[0].driver, _cuda())
 
@@ -135,7 +134,8 @@ def check_disk(config: Config, out: Path, trained_bytes: float) -> Finding:
     return Finding("disk", "ok", says)
 
 
-def _plan(train: Train, cards: list[Gpu], versions: Mapping[str, str]) -> Finding:
+def check_plan(train: Train, cards: list[Gpu], versions: Mapping[str, str]) -> Finding:
+    """Say what `[train]` becomes on this machine."""
     try:
         plan = make_plan(train, machine_of(cards, versions))
     except PotstillError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Train
-from engine.errors import TrainError
+from engine.errors import ConfigError, TrainError
 from trainer.libraries import load_failure
 from trainer.plan import Dtype
 
@@ -101,8 +101,14 @@ def _skeleton(config: Any) -> Any:
 def _adapter_parameters(skeleton: Any, train: Train) -> int:
     from torch.nn import Linear
 
-    return sum(
+    ends = tuple(f".{target}" for target in train.target_modules)
+    found: int = sum(
         train.r * (module.in_features + module.out_features)
         for name, module in skeleton.named_modules()
-        if isinstance(module, Linear) and name.rpartition(".")[2] in train.target_modules
+        if isinstance(module, Linear) and f".{name}".endswith(ends)
     )
+    if not found:
+        raise ConfigError(
+            "train.target_modules does not fit the student (no layer has such a name); look into its model's code"
+        )
+    return found
