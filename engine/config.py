@@ -6,8 +6,7 @@ any work, and that relative paths are taken from the folder of the configuration
 
 from __future__ import annotations
 
-import difflib
-import re
+import codecs
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 
 from engine import presets
 from engine.errors import ConfigError, MissingError
+from engine.mistake import explain
 from engine.sections import (
     RECIPE_PHRASES,
     Echo,
@@ -103,7 +103,7 @@ def from_mapping(data: dict[str, Any], *, where: str) -> Config:
     try:
         return msgspec.convert(presets.under(data, where=where), Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(str(error))}") from None
+        raise ConfigError(f"{where}: {explain(str(error), Config)}") from None
 
 
 def dump(config: Config) -> bytes:
@@ -122,8 +122,8 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        # Editors on Windows put a mark of the byte order before the text.
+        return tomllib.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8).decode())
     except FileNotFoundError:
         raise MissingError(f"{path}: no such configuration file; give the path of a TOML file") from None
     except IsADirectoryError:
@@ -140,6 +140,8 @@ def _absolute(data: dict[str, Any], folder: Path) -> None:
         value = values.get(key) if isinstance(values, dict) else None
         if not isinstance(value, str) or not value or Path(value).is_absolute():
             continue
+        if "\0" in value:
+            raise ConfigError(f"{section}.{key}: {value!r} is no path; take the zero byte out")
         if (section, key) in PATH_KEYS or value.startswith(("./", "../")):
             cast(dict[str, Any], values)[key] = str((folder / value).resolve())
 
@@ -163,32 +165,6 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _explain(message: str) -> str:
-    """Turn msgspec's message into a sentence with a dotted key and the nearest known key."""
-    where = re.search(r" - at `\$\.?(.*?)`$", message)
-    path = where.group(1) if where else ""
-    text = message[: where.start()] if where else message
-    unknown = re.search(r"unknown field `(.*?)`", text)
-    if not unknown:
-        return f"{path}: {text}" if path else text
-    key = unknown.group(1)
-    known = _known_keys(path)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    full = f"{path}.{key}" if path else key
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-    return f"unknown key {full}; {hint}"
-
-
-def _known_keys(path: str) -> list[str]:
-    kind: Any = Config
-    for part in filter(None, path.split(".")):
-        fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
-        kind = fields.get(part)
-        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-            return []
-    return [field.encode_name for field in msgspec.structs.fields(kind)]
 
 
 def _without_none(value: Any) -> Any:

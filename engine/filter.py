@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import xxhash
 
 from engine import config as configuration
+from engine.errors import ConfigError
 from engine.phrases import PhraseGuard
 from engine.rows import KEPT, Row, Verdict
 from engine.rules import Draft, OptionalRules
@@ -172,6 +173,8 @@ class Content:
     def __init__(self, settings: configuration.Filter) -> None:
         self._min_chars = settings.min_chars
         self._max_chars = settings.max_chars
+        if self._min_chars > self._max_chars:
+            raise ConfigError("filter.min_chars is above filter.max_chars, so no row can be kept; lower it")
         self.guard = PhraseGuard(settings)
         self.optional = OptionalRules(settings.rules, max_chars=settings.max_chars)
         # The key of an unfinished output is not known where it looks at the output. So whatever is decided early must

@@ -63,7 +63,7 @@ class Teacher(Section, frozen=True):
     """Share of the card that one teacher may take."""
     tensor_parallel_size: Positive = 1
     """GPUs that one replica is spread over."""
-    replicas: Positive | Literal["auto"] = 1
+    replicas: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = 1
     """Worker processes; small teachers are bound by the host, so several share one card. `auto`: replica_count.py."""
     batch_invariant: bool = False
     """The same answers whatever is asked beside them, bit for bit, where vLLM can (CUDA, 8.0 and above); slower."""
@@ -122,7 +122,7 @@ class Loop(Section, frozen=True):
 class Sampling(Section, frozen=True):
     """How the teacher answers."""
 
-    temperature: Annotated[float, Meta(ge=0.0)] = 0.7
+    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.7
     """0 is greedy."""
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.95
     """Nucleus."""
@@ -255,7 +255,7 @@ class Train(Section, frozen=True):
     """Fill each training row with several short ones."""
     val_fraction: Share = 0.05
     """Held out for the evaluation loss, by group of equal inputs."""
-    weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
+    weight_decay: Annotated[float, Meta(ge=0.0, le=1e12)] = 0.01
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What is computed in; what is trained stays float32. `auto`: bfloat16 where the chip has it, else float16 on a
     GPU and float32 on a CPU."""

@@ -35,7 +35,9 @@ import msgspec
 import xxhash
 
 from engine.constraints import constraint_of, schema_file
+from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError, TemplateError
+from engine.mistake import explain
 from engine.rows import Constraint, Message
 
 
@@ -179,18 +181,16 @@ def disjoint(templates: Sequence[Template]) -> bool:
 
 def _read(path: Path) -> list[_Entry]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8).decode())
         return msgspec.convert(data, _File).template
     except FileNotFoundError:
         raise MissingError(f"prompts.templates: {path} is not there; give the path of a template file") from None
     except OSError as error:
-        raise MissingError(
-            f"prompts.templates: {path} cannot be read ({error.strerror}); give a template file"
-        ) from None
+        raise MissingError(f"prompts.templates: {path} cannot be read ({error.strerror}); mend that") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TemplateError(f"{path}: not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
-        raise TemplateError(f"{path}: {error}") from None
+        raise TemplateError(f"{path}: {explain(str(error), _File)}") from None
 
 
 def _template(entry: _Entry, folder: Path) -> Template:
@@ -251,7 +251,7 @@ def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
     """
     try:
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise MissingError(f"{path} is not there; give the path of a file") from None
     except OSError as error:
         raise MissingError(f"{path} cannot be read ({error.strerror}); give the path of a file") from None
@@ -274,7 +274,7 @@ def decode_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     """
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}:{number}: not a JSON object ({error}); mend or remove the line") from None
 
 
