@@ -18,6 +18,7 @@ import msgspec
 import xxhash
 
 from bench.machine import machine
+from engine.command import path_of
 from engine.errors import PotstillError
 from engine.progress import note
 from engine.rows import Row
@@ -29,12 +30,22 @@ GONE_S = 60.0
 """Longest wait for the processes below a killed run to end: they must, without anybody's help."""
 
 
+def _shares(text: str) -> list[float]:
+    """Read `0.2,0.5`; nothing is no kill."""
+    shares = [float(part) for part in text.split(",") if part]
+    if not all(0 < share < 1 for share in shares):
+        raise argparse.ArgumentTypeError("shares between 0 and 1 are needed, as 0.2,0.5")
+    return shares
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill bench bulk`."""
-    parser.add_argument("--config", type=Path, required=True, help="configuration with output.accepted")
+    parser.add_argument("--config", type=path_of, required=True, help="configuration with output.accepted")
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--kills", default="0.2,0.5,0.8", help="shares of the wanted rows at which it is killed")
+    parser.add_argument("--out", type=path_of, required=True, help="run folder")
+    parser.add_argument(
+        "--kills", type=_shares, default=[0.2, 0.5, 0.8], help="shares of the wanted rows at which it is killed"
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -47,9 +58,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     wanted = load(args.config, args.overrides).output.accepted
     if not wanted:
         raise PotstillError("bench bulk: set output.accepted, the rows that are wanted")
-    kills = [float(part) for part in args.kills.split(",") if part]
     parts = []
-    for share in [*kills, None]:
+    for share in [*args.kills, None]:
         parts.append(_part(args, None if share is None else share * wanted))
         note("bulk: " + ", ".join(f"{key} {value}" for key, value in parts[-1].items()))
     start = time.perf_counter()

@@ -22,6 +22,8 @@ import msgspec
 
 from bench.contender import CONTENDERS, serve
 from bench.machine import machine
+from engine.command import path_of, whole
+from engine.config import load
 from engine.errors import PotstillError
 from engine.progress import note
 
@@ -32,18 +34,22 @@ STOP_S = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill bench engine`."""
-    parser.add_argument("--config", type=Path, required=True, help="configuration with the teacher and the templates")
+    parser.add_argument(
+        "--config", type=path_of, required=True, help="configuration with the teacher and the templates"
+    )
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--rows", type=int, default=4000, help="prompts a round (default: 4000)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each contender (default: 3)")
-    parser.add_argument("--replicas", type=int, default=4, help="teachers of the contender `replicas` (default: 4)")
+    parser.add_argument("--rows", type=whole(1), default=4000, help="prompts a round (default: 4000)")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="timed rounds of each contender (default: 3)")
+    parser.add_argument(
+        "--replicas", type=whole(1), default=4, help="teachers of the contender `replicas` (default: 4)"
+    )
     parser.add_argument(
         "--contenders",
         nargs="+",
         default=["chat", "generate", "potstill"],
         help=f"of {', '.join(CONTENDERS)}; with settings of its own as name@section.key=value@...",
     )
-    parser.add_argument("--at-once", type=int, default=16, help="contenders that are up together (default: all)")
+    parser.add_argument("--at-once", type=whole(1), default=16, help="contenders that are up together (default: all)")
     parser.add_argument(
         "--cache-gib", type=float, help="KV cache of each engine; needed where several share one card at once"
     )
@@ -58,6 +64,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.contender:
         serve(args)
         return {"contender": args.contender}
+    load(args.config, args.overrides)
     names = args.contenders
     unknown = [name for name in names if name.partition("@")[0] not in CONTENDERS]
     if unknown:

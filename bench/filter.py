@@ -25,8 +25,10 @@ from bench.filter_report import write_report
 from bench.filter_stages import measure_stages
 from bench.machine import machine
 from bench.rows import make_phrases, write_rows, write_variants
+from engine.command import path_of, whole
 from engine.errors import PotstillError
 from engine.native.load import SWITCH, load_kernel
+from engine.part import make_folder
 from engine.progress import note
 
 PACKAGES = ("numba", "msgspec", "xxhash", "hyperscan", "ahocorasick-rs", "numpy", "orjson", "polars", "duckdb")
@@ -38,20 +40,24 @@ MADE_ROWS = 1_000_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill bench filter`."""
-    parser.add_argument("--rows", type=int, default=200_000, help="rows of the timed runs (default: 200,000)")
-    parser.add_argument("--long-rows", type=int, help="rows with the longer phrase lists (default: as many)")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default: 5)")
-    parser.add_argument("--phrases", type=int, nargs="+", default=[6, 50, 500], help="lengths of the phrase list")
-    parser.add_argument("--memory-rows", type=int, nargs="*", default=[1_000_000], help="rows of the memory runs")
-    parser.add_argument("--naive-rows", type=int, default=1_000_000, help="most rows that naive is given for memory")
-    parser.add_argument("--workers", type=int, nargs="*", default=[], help="also measure with so many workers")
+    parser.add_argument("--rows", type=whole(1), default=200_000, help="rows of the timed runs (default: 200,000)")
+    parser.add_argument("--long-rows", type=whole(1), help="rows with the longer phrase lists (default: as many)")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="alternating rounds (default: 5)")
+    parser.add_argument("--phrases", type=whole(1), nargs="+", default=[6, 50, 500], help="lengths of the phrase list")
+    parser.add_argument("--memory-rows", type=whole(1), nargs="*", default=[1_000_000], help="rows of the memory runs")
+    parser.add_argument(
+        "--naive-rows", type=whole(1), default=1_000_000, help="most rows that naive is given for memory"
+    )
+    parser.add_argument("--workers", type=whole(1), nargs="*", default=[], help="also measure with so many workers")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: those that are installed")
-    parser.add_argument("--write", type=Path, metavar="DIR", help="write filter.json and filter.md there")
+    parser.add_argument("--write", type=path_of, metavar="DIR", help="write filter.json and filter.md there")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything and return it."""
+    if args.write:
+        make_folder(args.write)
     if load_kernel(build=True) is None:
         note("the filter is not compiled here (docs/filter.md): these are the figures of its Python form")
     peers = [name for name in PEERS if importlib.util.find_spec(name)] if args.peers is None else args.peers

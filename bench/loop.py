@@ -20,6 +20,7 @@ import msgspec
 
 from bench.machine import machine
 from bench.peak import peak_bytes
+from engine.command import path_of, whole
 from engine.config import load
 from engine.errors import PotstillError
 from engine.progress import note
@@ -33,11 +34,17 @@ RATE_S = 20
 REPLICAS = 2
 
 
+def _counts(text: str) -> list[int]:
+    return [whole(1)(part) for part in text.split(",")]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill bench loop`."""
-    parser.add_argument("--prompts", default="10000,100000,1000000", help="numbers of prompts for the memory")
-    parser.add_argument("--rate", type=int, default=500, help="rows a second for the CPU share (default: 500)")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="configuration (default: data/echo.toml)")
+    parser.add_argument(
+        "--prompts", type=_counts, default=[10_000, 100_000, 1_000_000], help="numbers of prompts for the memory"
+    )
+    parser.add_argument("--rate", type=whole(1), default=500, help="rows a second for the CPU share (default: 500)")
+    parser.add_argument("--config", type=path_of, default=CONFIG, help="configuration (default: data/echo.toml)")
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
 
@@ -50,7 +57,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.alone:
         return _measure(args)
     memory = []
-    for count in map(int, args.prompts.split(",")):
+    load(args.config, args.overrides)
+    for count in args.prompts:
         found = _run(args, [f"prompts.count={count}", "teacher.echo.tokens_per_s=1e12"])
         note(f"{count:,} prompts: {found['peak_mb']:.1f} MB at most, {found['rows_per_s']:,.0f} rows/s")
         memory.append(found)

@@ -18,9 +18,11 @@ from bench.train_processes import run_all
 from bench.train_report import table, write_report
 from bench.train_rows import TEMPLATE_KWARGS, Rows, load_rows, write_run
 from bench.train_shapes import PACKAGED, SHAPES, model_of
-from engine.config import Config, Train, dump, from_mapping
+from engine.command import path_of, whole
+from engine.config import Config, Train, dump, from_mapping, load
 from engine.errors import PotstillError
 from engine.models import resolve_model
+from engine.part import make_folder
 from engine.progress import note
 from trainer.libraries import NAMED, quiet
 from trainer.memory import estimate, read_config
@@ -34,12 +36,18 @@ OURS = ("tuning=lora", "packing=true")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill bench train`."""
     parser.add_argument("--shape", default="135m", help=f"{', '.join(SHAPES)}, or a model (default: 135m)")
-    parser.add_argument("--data", type=Path, help="a run or a JSONL file (default: the three tasks, made on the spot)")
-    parser.add_argument("--rows", type=int, default=1000, help="rows to train on, about (default: 1000)")
-    parser.add_argument("--held-out", type=int, default=200, help="rows to measure the loss on, about (default: 200)")
+    parser.add_argument(
+        "--data", type=path_of, help="a run or a JSONL file (default: the three tasks, made on the spot)"
+    )
+    parser.add_argument("--rows", type=whole(1), default=1000, help="rows to train on, about (default: 1000)")
+    parser.add_argument(
+        "--held-out", type=whole(1), default=200, help="rows to measure the loss on, about (default: 200)"
+    )
     parser.add_argument("--epochs", type=float, default=2.0, help="epochs of every contender (default: 2)")
-    parser.add_argument("--steps", type=int, default=0, help="end every training after so many steps (default: all)")
-    parser.add_argument("--warm-up", type=int, default=10, help="first steps, in no speed (default: 10)")
+    parser.add_argument(
+        "--steps", type=whole(0), default=0, help="end every training after so many steps (default: all)"
+    )
+    parser.add_argument("--warm-up", type=whole(0), default=10, help="first steps, in no speed (default: 10)")
     parser.add_argument(
         "--contenders",
         help=f"of {', '.join(CONTENDERS)}; settings behind a colon: potstill-trl:packing=false+batch_size=8 "
@@ -48,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help=_SET)
     parser.add_argument("--together", action="store_true", help="start all at once, train in turn; needs more memory")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--write", type=Path, help="write train-SHAPE.json and .md into this folder")
+    parser.add_argument("--write", type=path_of, help="write train-SHAPE.json and .md into this folder")
 
 
 _SET = f"a [train] setting of Potstill's contenders (beside {' '.join(OURS)})"
@@ -60,10 +68,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Raises: PotstillError where a contender fails, after all others are done; what it said is on stderr.
     """
     here = look()
+    if args.write:
+        make_folder(args.write)
     names = args.contenders.split(",") if args.contenders else _default(here)
     for name in names:
         if name.partition(":")[0] not in CONTENDERS:
             raise PotstillError(f"--contenders: no {name}; there are {', '.join(CONTENDERS)}")
+        load(None, _overrides(name, args, here))
     with tempfile.TemporaryDirectory(prefix="potstill-bench-") as folder:
         with quiet():
             tokenizer_of = resolve_model(PACKAGED if args.shape in SHAPES else args.shape, key="--shape")
@@ -97,13 +108,18 @@ def _config(args: argparse.Namespace, model: str) -> Config:
     return from_mapping({"teacher": teacher, "student": {"model": model}, "train": train}, where="bench train")
 
 
-def _job(name: str, args: argparse.Namespace, folder: Path, place: int, here: Machine) -> Job:
+def _overrides(name: str, args: argparse.Namespace, here: Machine) -> list[str]:
+    """Return the settings of a contender, as section.key=value."""
     kind, _, own = name.partition(":")
     settings = [] if kind.startswith("recipe") else [*OURS, *args.settings]
     settings += own.split("+") if own else []
     plain = kind.endswith("-trl") or (kind.startswith("recipe") and not (here.device == "cuda" and here.unsloth))
-    overrides = [f"train.backend={'trl' if plain else 'unsloth'}", *(f"train.{setting}" for setting in settings)]
-    out = folder / f"out-{place}"
+    return [f"train.backend={'trl' if plain else 'unsloth'}", *(f"train.{setting}" for setting in settings)]
+
+
+def _job(name: str, args: argparse.Namespace, folder: Path, place: int, here: Machine) -> Job:
+    kind, out = name.partition(":")[0], folder / f"out-{place}"
+    overrides = _overrides(name, args, here)
     return Job(kind, str(folder / "config.toml"), str(folder / "run"), str(out), overrides, args.warm_up)
 
 

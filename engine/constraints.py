@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from engine.decode import UNREADABLE
 from engine.errors import ConfigError
 from engine.rows import Constraint
 
@@ -51,7 +52,7 @@ def _schema(value: Any, where: str, folder: Path) -> str:
             value = msgspec.json.decode(path.read_bytes())
         except OSError:
             raise ConfigError(f"{where}: json_schema: {path} is not there; give the path of a JSON schema") from None
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ConfigError(f"{where}: json_schema: {path} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: json_schema must be an object, or the path of a file that holds one")

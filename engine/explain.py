@@ -9,17 +9,20 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine import config as configuration
+from engine.command import path_of
+from engine.decode import published_rows
 from engine.errors import DataError, MissingError
 from engine.filter import DUPLICATE, QUOTA, Filter
 from engine.progress import note
 from engine.rows import OUTCOMES, Outcome
-from engine.shards import MANIFEST, Manifest, read_lines, read_manifest
+from engine.shards import MANIFEST, Manifest, read_manifest
 
 TEMPLATES_SHOWN = 20
 
@@ -45,7 +48,7 @@ class Stored(msgspec.Struct):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill explain`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of generate or filter")
+    parser.add_argument("run", type=path_of, metavar="RUN", help="run folder of generate or filter")
     parser.add_argument(
         "row", nargs="?", default="", metavar="ROW", help="a row's id or number; default: the yield table"
     )
@@ -131,17 +134,13 @@ def _rows(folder: Path, manifest: Manifest, names: dict[str, str]) -> Iterator[t
     kinds = [kind for kind in OUTCOMES if manifest.of(kind)]
     for kind in kinds:
         for shard in manifest.of(kind):
-            for line in read_lines(folder, shard):
-                try:
-                    row = _stored(line, names)
-                except msgspec.DecodeError as error:
-                    raise DataError(f"{folder / shard.file}: a row cannot be read ({error})") from None
+            for line, row in published_rows(folder, shard, partial(_stored, names=names)):
                 if kind == "kept":
                     row.rule = row.reason = ""
                 yield kind, line, row
 
 
-def _stored(line: bytes, names: dict[str, str]) -> Stored:
+def _stored(line: bytes, *, names: dict[str, str]) -> Stored:
     if not names:
         return msgspec.json.decode(line, type=Stored)
     fields = msgspec.json.decode(line, type=dict[str, Any])

@@ -15,6 +15,7 @@ import msgspec
 
 from engine.bundle import Facts, Teacher
 from engine.config import Config
+from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError, UsageError
 from engine.models import resolve_model
 from engine.shards import Manifest
@@ -72,7 +73,7 @@ def chat_template(student: str) -> str | None:
         return None
     try:
         found = msgspec.json.decode(settings.read_bytes(), type=_Tokenizer).chat_template
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise DataError(f"{settings}: not a tokenizer's settings ({error}); restore the student's folder") from None
     if isinstance(found, list):
         return next((template.template for template in found if template.name == "default"), None)
@@ -89,7 +90,7 @@ def teacher_score(run: Path) -> tuple[float, int] | None:
     """Return the teacher's score on held-out items and how many there were, where the run was evaluated."""
     try:
         summary = msgspec.json.decode((run / "eval" / "summary.json").read_bytes(), type=_Summary)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return None
     return summary.eval.teacher, summary.eval.items
 
@@ -127,7 +128,7 @@ def _teacher(manifest: Manifest) -> Teacher:
     return Teacher(
         model=public(model),
         adapter=public(said.get("teacher.adapter") or ""),
-        temperature=None if temperature is None else float(temperature),
+        temperature=float(temperature) if isinstance(temperature, int | float) else None,
     )
 
 

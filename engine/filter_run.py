@@ -8,6 +8,8 @@ with the same rows. A bad line is data and never ends the run, unless `--strict`
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ import msgspec
 
 from engine import config as configuration
 from engine.columns import Columns, Parser
-from engine.command import set_argument
+from engine.command import path_of, set_argument, whole
 from engine.config import Config
 from engine.errors import UsageError
 from engine.filter import Filter
@@ -33,6 +35,8 @@ from engine.shards import Manifest
 DEFAULT_COLUMNS = Columns()
 COMPILE_BYTES = 1 << 28
 """Sources from this size on are worth the ten seconds that compiling takes, where it was not done before."""
+MOST_WORKERS = 256
+"""Each holds some megabytes, and more than a machine has cores gain nothing."""
 COLUMNS = ("instruction", "input", "output", "template")
 
 
@@ -48,16 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         required=True,
-        type=Path,
+        type=path_of,
         metavar="DIR",
         help="folder to write or to go on with; - writes kept rows to standard output, the summary to standard error",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration whose [filter] and [output] count")
+    parser.add_argument(
+        "--config", type=path_of, metavar="FILE", help="configuration whose [filter] and [output] count"
+    )
     set_argument(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first line that is not a row")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole(0, MOST_WORKERS),
         default=0,
         metavar="N",
         help="threads that read rows ahead of the judging; the verdicts are the same (default: none)",
@@ -71,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run `potstill filter` and return its summary."""
     settings = configuration.load(_config_of(args.inputs, args.config), args.overrides)
-    columns = Columns(messages=args.messages, **{name: getattr(args, name) for name in COLUMNS})
+    columns = _columns(args)
     if str(args.out) == STDIN:
         summary = _filter_to_stdout(args.inputs, settings, columns, strict=args.strict, workers=args.workers)
         note(msgspec.json.encode(summary).decode())
@@ -79,6 +85,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return filter_rows(
         args.inputs, args.out, settings, columns=columns, strict=args.strict, zstd=args.zstd, workers=args.workers
     )
+
+
+def _columns(args: argparse.Namespace) -> Columns:
+    """Return what the fields are called.
+
+    Raises: UsageError where two of them are one.
+    """
+    names: dict[str, str] = {name: getattr(args, name) for name in COLUMNS}
+    for (one, field), (other, same) in itertools.combinations(names.items(), 2):
+        if field == same:
+            raise UsageError(f"--{one} and --{other} are both {field!r}; name two fields")
+    return Columns(messages=args.messages, **names)
 
 
 def _filter_to_stdout(
@@ -188,6 +206,12 @@ def _steps(
 
 def _tell(run: FilterFolder, summary: dict[str, Any]) -> None:
     """Say what a person wants to know at the end."""
+    if 0 < summary["asked"] == summary["failed"]:
+        note(
+            f"none of {summary['asked']:,} lines is a row ({run.last_failure}); give JSON Lines, one object a line, "
+            "and name its fields with --instruction and --output"
+        )
+        return
     note(funnel_line(summary["asked"] - summary["failed"], summary["rejected"]))
     if summary["failed"]:
         note(f"{summary['failed']:,} lines are not rows (failed-*.jsonl); the last: {run.last_failure}")
@@ -212,7 +236,8 @@ def _config_of(sources: Sequence[str], given: Path | None) -> Path | None:
 
 def _check_apart(sources: Sequence[str], folder: Path) -> None:
     for source in sources:
-        if source != "-" and Path(source).resolve() == folder.resolve():
+        # Not Path.resolve, which fails on a link to itself.
+        if source != STDIN and os.path.realpath(source) == os.path.realpath(folder):
             raise UsageError(f"--out {folder} is where the rows come from; choose another folder")
 
 

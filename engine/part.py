@@ -31,7 +31,15 @@ def disk(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskError(f"{path}: the disk is full; free some space and run the same command again") from error
-        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise DiskError(
+            f"{path}: cannot be written ({error.strerror or error}); mend that, or write to another place"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it; one that is there is left as it is."""
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 Pieces = list[bytes] | list[memoryview]

@@ -13,6 +13,7 @@ from typing import Self
 
 import msgspec
 
+from engine.decode import UNREADABLE
 from engine.errors import DiskError
 from engine.part import disk
 from engine.tally import Tally
@@ -197,6 +198,6 @@ def _last_line(path: Path) -> _Line:
     for line in reversed(lines):
         try:
             return msgspec.json.decode(line, type=_Line)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             continue
     return _Line()

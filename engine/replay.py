@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 
 from engine.backend import answer_all, make_backend
-from engine.command import set_argument
+from engine.command import path_of, set_argument
 from engine.config import Config, load
+from engine.decode import published_rows
 from engine.errors import DataError, MissingError, UsageError
 from engine.prompts import source_of
 from engine.rows import OUTCOMES, Completion, Outcome, Prompt, Row
 from engine.run import check_settings
-from engine.shards import Manifest, read_lines, read_manifest
+from engine.shards import Manifest, read_manifest
 
 BEFORE, AFTER = 20, 40
 """Characters shown on either side of the first difference."""
@@ -30,7 +31,7 @@ BEFORE, AFTER = 20, 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `potstill replay`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of generate")
+    parser.add_argument("run", type=path_of, metavar="RUN", help="run folder of generate")
     parser.add_argument("row", metavar="ROW", help="a row's id or index")
     set_argument(parser)
 
@@ -102,8 +103,7 @@ def _difference(stored: str, answer: str) -> dict[str, Any] | None:
 def _find(folder: Path, manifest: Manifest, wanted: str) -> tuple[Outcome, Row]:
     for kind in OUTCOMES:
         for shard in manifest.of(kind):
-            for line in read_lines(folder, shard):
-                row = msgspec.json.decode(line, type=Row)
+            for _, row in published_rows(folder, shard, msgspec.json.Decoder(Row).decode):
                 if wanted in (row.id, str(row.index)):
                     return kind, row
     raise MissingError(f"{folder} has no row {wanted}; give an id or an index from its shards")

@@ -19,7 +19,8 @@ import msgspec
 
 from engine import config as configuration
 from engine.config import Config
-from engine.errors import ConfigError, MissingError, UsageError
+from engine.decode import UNREADABLE, published_rows
+from engine.errors import ConfigError, DataError, MissingError, UsageError
 from engine.filter import Filter
 from engine.gate import GATE_ROWS
 from engine.goal import Goal
@@ -35,7 +36,6 @@ from engine.shards import (
     disk,
     leftovers,
     publish_recovered,
-    read_lines,
     read_manifest,
     replace_file,
     write_manifest,
@@ -252,8 +252,8 @@ def _published(run: Run) -> Iterator[Stored]:
 
     def of(kind: Outcome) -> Iterator[Stored]:
         for shard in run.manifest.of(kind):
-            for line in read_lines(run.folder, shard):
-                yield kind, msgspec.json.decode(line, type=Row), line
+            for line, row in published_rows(run.folder, shard, msgspec.json.Decoder(Row).decode):
+                yield kind, row, line
 
     return heapq.merge(*map(of, OUTCOMES), key=lambda stored: stored[1].index)
 
@@ -269,6 +269,11 @@ def _prepared(run: Run, rows: Iterator[Stored]) -> Iterator[Stored]:
 
 
 def _take_in(run: Run, kind: Outcome, row: Row) -> None:
+    if row.index != run.position:
+        raise DataError(
+            f"{run.folder}: row {row.id} has index {row.index} where {run.position} was due, so a row is lost or "
+            "doubled; restore the folder, or choose another --out"
+        )
     run.tally.add(kind, row)
     if row.index < GATE_ROWS:
         run.first.append((kind, row))
@@ -285,7 +290,7 @@ def _rows_by_index(lines: dict[Outcome, list[bytes]]) -> dict[int, Stored]:
         for line in lines.get(kind, ()):
             try:
                 row = msgspec.json.decode(line, type=Row)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 continue
             found[row.index] = (kind, row, line)
     return found

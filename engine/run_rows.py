@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from engine.columns import MARKS
+from engine.decode import published_rows
 from engine.errors import DataError
 from engine.rows import Outcome
 from engine.shards import MANIFEST, Manifest, read_lines, read_manifest
@@ -42,11 +43,6 @@ def run_lines(folder: Path, *, skip: int = 0) -> Iterator[list[bytes]]:
         yield batch
 
 
-def _lines(folder: Path, manifest: Manifest, kind: Outcome) -> Iterator[bytes]:
-    for shard in manifest.of(kind):
-        yield from read_lines(folder, shard)
-
-
 class _Index(msgspec.Struct):
     index: int
 
@@ -55,8 +51,9 @@ def _of_generate(folder: Path, manifest: Manifest) -> Iterator[bytes]:
     decoder = msgspec.json.Decoder(_Index)
 
     def numbered(kind: Outcome) -> Iterator[tuple[int, bytes]]:
-        for line in _lines(folder, manifest, kind):
-            yield decoder.decode(line).index, unmarked(line) if kind == "rejected" else line
+        for shard in manifest.of(kind):
+            for line, row in published_rows(folder, shard, decoder.decode):
+                yield row.index, unmarked(line) if kind == "rejected" else line
 
     for _, line in heapq.merge(numbered("kept"), numbered("rejected"), key=lambda item: item[0]):
         yield line
@@ -80,11 +77,12 @@ def filtered_lines(folder: Path, manifest: Manifest) -> Iterator[tuple[Outcome, 
     Raises: DataError where a shard is not the one that was published, or one is gone.
     """
     decoder = msgspec.json.Decoder(_Number)
-    kept = _lines(folder, manifest, "kept")
+    kept = (line for shard in manifest.of("kept") for line in read_lines(folder, shard))
 
     def numbered(kind: Outcome) -> Iterator[tuple[int, Outcome, bytes]]:
-        for line in _lines(folder, manifest, kind):
-            yield decoder.decode(line).row_number, kind, line
+        for shard in manifest.of(kind):
+            for line, row in published_rows(folder, shard, decoder.decode):
+                yield row.row_number, kind, line
 
     number = 0
     kinds: tuple[Outcome, ...] = ("rejected", "skipped", "failed")

@@ -14,9 +14,10 @@ import msgspec
 
 from engine.bundle import Sample
 from engine.columns import Columns
-from engine.errors import DataError, UsageError
+from engine.decode import published_rows
+from engine.errors import UsageError
 from engine.rows import hash_id, user_turn
-from engine.shards import Manifest, read_lines
+from engine.shards import Manifest
 from engine.split import group_of
 
 TRUNCATED = "truncated"
@@ -46,13 +47,8 @@ class Samples:
 
     def _rows(self) -> Iterator[Any]:
         for shard in self._manifest.of("kept"):
-            for number, line in enumerate(read_lines(self._run, shard), start=1):
-                try:
-                    yield self._decoder.decode(line)
-                except msgspec.DecodeError as error:
-                    raise DataError(
-                        f"{self._run / shard.file}:{number}: not a row ({error}); generate or filter again"
-                    ) from None
+            for _, row in published_rows(self._run, shard, self._decoder.decode):
+                yield row
 
 
 def _row_type(run: Path, manifest: Manifest) -> type[msgspec.Struct]:

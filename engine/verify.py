@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.columns import Batch, Columns, Parser
+from engine.decode import published_rows
 from engine.errors import DataError
 from engine.explain import filter_settings
 from engine.filter import QUOTA, RULES, Filter
@@ -116,8 +117,7 @@ def _in_order(folder: Path, manifest: Manifest) -> Iterator[tuple[int, Outcome, 
 
     def rows(kind: Outcome) -> Iterator[tuple[int, Outcome, Row, Shard]]:
         for shard in manifest.of(kind):
-            for line in read_lines(folder, shard):
-                row = msgspec.json.decode(line, type=Row)
+            for _, row in published_rows(folder, shard, msgspec.json.Decoder(Row).decode):
                 yield row.index, kind, row, shard
 
     kinds: tuple[Outcome, ...] = ("kept", "rejected", "skipped", "failed")

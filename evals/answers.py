@@ -17,6 +17,7 @@ import msgspec
 
 from engine.backend import answer_all, make_backend
 from engine.config import Sampling
+from engine.decode import UNREADABLE
 from engine.errors import DataError
 from engine.progress import note
 from engine.rows import Completion, Message, Prompt, hash_id
@@ -168,7 +169,7 @@ def read_answers(path: Path) -> list[Answer]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             answers.append(msgspec.json.decode(line, type=Answer))
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}:{number}: not an answer ({error}); remove the file to ask again") from None
     return answers
 
@@ -181,7 +182,10 @@ def _write(path: Path, answers: Sequence[Answer]) -> None:
 
 def _known_model(folder: Path, contestant: Contestant) -> dict[str, Any]:
     path = folder / f"model-{contestant.name}.json"
-    known: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.is_file() else {}
+    try:
+        known: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.is_file() else {}
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({error}); remove the file to ask again") from None
     if known.get("identity") == contestant.identity:
         return known
     return {"identity": contestant.identity, "parameters": contestant.parameters}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from engine.command import Command, config_arguments
+from engine.command import Command, config_arguments, path_of
 from engine.config import load
 
 
@@ -18,7 +18,7 @@ def default_run(config: Path) -> Path:
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
     parser.add_argument(
-        "--run", type=Path, metavar="RUN", help="run folder with the student; default: runs/CONFIG's name"
+        "--run", type=path_of, metavar="RUN", help="run folder with the student; default: runs/CONFIG's name"
     )
 
 
@@ -30,7 +30,7 @@ def _eval(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=path_of, metavar="RUN", help="run folder")
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder; default: runs/CONFIG's name")
+    parser.add_argument("--out", type=path_of, metavar="RUN", help="run folder; default: runs/CONFIG's name")
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 import xxhash
 
 from engine.config import Teacher
+from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError
 from engine.models import resolve_model
 from engine.rows import hash_id
@@ -66,7 +67,7 @@ def read_trained(run: Path) -> Trained:
         return msgspec.json.decode(path.read_bytes(), type=Trained)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{run} has no trained student (no {DONE}); run potstill train first") from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error}); run potstill train again") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Config, Sampling
+from engine.decode import UNREADABLE
 from engine.errors import ConfigError, DataError, MissingError
 from engine.progress import note
 from engine.rows import hash_id
@@ -82,7 +83,7 @@ def read_summary(run: Path) -> Summary | None:
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=Summary)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error}); remove it and evaluate again") from None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Eval
+from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError
 from engine.rows import hash_id, user_turn
 from engine.templates import numbered_lines
@@ -75,7 +76,7 @@ def load_items(settings: Eval) -> Items:
 def _item(path: Path, number: int, line: bytes, metrics: Mapping[str, str], default: str) -> Item:
     try:
         data = msgspec.json.decode(line, type=_Line)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}:{number}: not a held-out item ({error}); mend or remove the line") from None
     metric = metrics.get(data.template) or data.metric or default
     reference = data.reference if isinstance(data.reference, str) else msgspec.json.encode(data.reference).decode()

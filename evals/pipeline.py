@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from engine.config import load
+from engine.decode import UNREADABLE
 from engine.errors import ConfigError, PotstillError
 from engine.progress import note
 from engine.signals import ends_with_parent, forwarded
@@ -79,7 +80,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> dict[str, Any]:
         raise StageError(f"{name} failed (see above); mend it and run the same command again to go on", code)
     try:
         return msgspec.json.decode(last, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise StageError(
             f"{name} ended without a result (its last line is {last[:80]!r}); please report this", 1
         ) from None

@@ -16,10 +16,12 @@ from typing import Any
 import msgspec
 import xxhash
 
+from engine.decode import UNREADABLE, published_rows
+from engine.errors import DataError
 from engine.filter import RULES
 from engine.funnel import STAGES
 from engine.rows import OUTCOMES, user_turn
-from engine.shards import Manifest, read_lines, read_manifest
+from engine.shards import Manifest, read_manifest
 from evals.answers import Answer, read_answers
 from evals.contestants import DONE, NAMES
 from evals.evaluate import FOLDER, Summary, read_summary
@@ -196,8 +198,8 @@ def _rows(run: Path, manifest: Manifest) -> Iterator[tuple[str, Shown]]:
         return
     decoder = msgspec.json.Decoder(Shown)
     for shard in manifest.shards:
-        for line in read_lines(run, shard):
-            yield shard.kind, decoder.decode(line)
+        for _, row in published_rows(run, shard, decoder.decode):
+            yield shard.kind, row
 
 
 def _filtered_rows(run: Path, manifest: Manifest) -> Iterator[tuple[str, Shown]]:
@@ -205,8 +207,7 @@ def _filtered_rows(run: Path, manifest: Manifest) -> Iterator[tuple[str, Shown]]
     columns = {name: manifest.fingerprint[f"columns.{name}"] for name in ("instruction", "input", "output", "template")}
     decoder = msgspec.json.Decoder(dict[str, Any])
     for shard in manifest.shards:
-        for number, line in enumerate(read_lines(run, shard)):
-            fields = decoder.decode(line)
+        for number, (_, fields) in enumerate(published_rows(run, shard, decoder.decode)):
             own = {name: text for name, field in columns.items() if isinstance(text := fields.get(field), str)}
             marks = {name: fields[name] for name in ("rule", "reason") if isinstance(fields.get(name), str)}
             question = fields.get("text") if shard.kind == "failed" else msgspec.json.encode(fields).decode()
@@ -234,7 +235,7 @@ def _curve(path: Path) -> Curve:
     for line in lines:
         try:
             points.append(msgspec.json.decode(line, type=dict[str, Any]))
-        except msgspec.DecodeError:
+        except UNREADABLE:
             unreadable += 1
     return Curve(points, unreadable)
 
@@ -243,7 +244,10 @@ def _trained(path: Path) -> dict[str, Any]:
     """Return the plain figures that training left beside the paths of its models."""
     if not path.is_file():
         return {}
-    found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({error}); run potstill train again") from None
     return {key: value for key, value in found.items() if value and isinstance(value, str | int | float)}
 
 

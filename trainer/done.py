@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Config, dump
+from engine.decode import UNREADABLE
 from engine.errors import DataError
 from engine.rows import hash_id
 from engine.shards import Manifest, disk, replace_file
@@ -103,7 +104,7 @@ def read_done(out: Path, role: Role = STUDENT) -> Done | None:
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=Done)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it to train again") from None
 
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from engine.errors import DataError
+from engine.decode import published_rows
 from engine.rows import Row, user_turn
-from engine.shards import Manifest, read_lines
+from engine.shards import Manifest
 from engine.split import group_of, held_out
 from engine.split import normalised as normalised
 
@@ -92,12 +92,8 @@ def split(examples: Sequence[G], *, val_fraction: float, seed: int) -> tuple[lis
 def _rows(run: Path, manifest: Manifest) -> Iterator[Lesson]:
     decoder = msgspec.json.Decoder(Lesson)
     for shard in manifest.of("kept"):
-        for number, line in enumerate(read_lines(run, shard), start=1):
-            try:
-                row = decoder.decode(line)
-            except msgspec.DecodeError as error:
-                raise DataError(
-                    f"{run / shard.file}:{number}: not a row ({error}); it needs instruction and output"
-                ) from None
+        for number, (_, row) in enumerate(
+            published_rows(run, shard, decoder.decode, do="it needs instruction and output"), start=1
+        ):
             row.id = row.id or f"{shard.file}:{number}"
             yield row

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import msgspec
 
+from engine.decode import UNREADABLE
 from engine.errors import Interrupted, TrainError
 from engine.signals import ends_with_parent, forwarded
 
@@ -131,5 +132,5 @@ def _result(first: Process) -> dict[str, Any]:
     lines = first.stdout.read().splitlines()
     try:
         return msgspec.json.decode(lines[-1] if lines else b"", type=dict[str, Any])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise TrainError("training ended without a result; please report this") from None

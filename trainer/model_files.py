@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError
 from engine.model_hash import hub_folder
 from engine.models import resolve_model
@@ -141,7 +142,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not JSON ({error}); restore the model's folder") from None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from engine.config import Config
+from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError
 from engine.rows import Prompt, hash_id
 from engine.templates import numbered_lines
@@ -49,7 +50,7 @@ def _items(path: Path) -> dict[str, _Item]:
     for number, line in numbered_lines(path):
         try:
             item = msgspec.json.decode(line, type=_Item)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}:{number}: not a held-out item ({error}); mend or remove the line") from None
         items[hash_id(item.instruction, item.input)] = item
     return items

@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from engine.config import Teacher
-from engine.errors import MissingError, UsageError
+from engine.decode import UNREADABLE
+from engine.errors import DataError, MissingError, UsageError
 from engine.progress import note
 from engine.vllm_settings import engine_arguments, prepare_environment
 from trainer.export_model import FAILED, FOLDER, REPORT
@@ -50,13 +51,21 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Further arguments for vLLM."""
 
 
+class Report(msgspec.Struct, frozen=True):
+    """What is read of a form's `export.json`."""
+
+    student: str
+    """Fingerprint of the training that the form is of."""
+    verified: bool
+
+
 def serve_command(student: Student, wish: Wish) -> list[str]:
     """Return the command line.
 
     Raises: MissingError where the form was not exported, UsageError where vLLM cannot serve it.
     """
     adapter, model = place(student, wish.form)
-    if wish.form and not _report(adapter or Path(model))["verified"]:
+    if wish.form and not _report(adapter or Path(model)).verified:
         note(f"serve  {adapter or model} was never verified")
     command = ["vllm", "serve", model] if wish.program else [sys.executable, "-m", SERVER, "--model", model]
     if adapter is None:
@@ -86,7 +95,7 @@ def place(student: Student, form: str) -> tuple[Path | None, str]:
         failed = folder.with_name(folder.name + FAILED)
         why = f"it did not answer as the student does, see {failed / REPORT}" if failed.is_dir() else "it is not there"
         raise MissingError(f"{folder}: {why}; potstill export-model {student.run} --to {form} writes it")
-    if _report(folder)["student"] != student.done.fingerprint:
+    if _report(folder).student != student.done.fingerprint:
         raise UsageError(
             f"{folder} is of an earlier student; potstill export-model {student.run} --to {form} writes it anew"
         )
@@ -96,9 +105,12 @@ def place(student: Student, form: str) -> tuple[Path | None, str]:
     return (folder, student.model) if FORMS[form].adapter else (None, str(folder))
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = msgspec.json.decode((folder / REPORT).read_bytes(), type=dict[str, Any])
-    return report
+def _report(folder: Path) -> Report:
+    path = folder / REPORT
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({error}); run potstill export-model again") from None
 
 
 def served_as(student: Student, wish: Wish) -> Teacher:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from engine import rule_settings as settings
+from engine.decode import UNREADABLE
 from engine.errors import ConfigError, MissingError
 from engine.rules import Draft
 
@@ -57,7 +58,7 @@ class FormatRule:
         fenced = _FENCE.match(output) if self._fence else None
         try:
             value = msgspec.json.decode(fenced.group(1) if fenced else output)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        except (*UNREADABLE, UnicodeEncodeError) as error:
             return f"is not JSON: {error}"
         if self._schema is None:
             return None
@@ -76,6 +77,6 @@ def _schema(path: Path) -> Any:
         kind.check_schema(schema)
     except FileNotFoundError:
         raise MissingError(f"filter.rules: format.schema: {path} is not there") from None
-    except (msgspec.DecodeError, jsonschema.SchemaError) as error:
+    except (*UNREADABLE, jsonschema.SchemaError) as error:
         raise ConfigError(f"filter.rules: format.schema: {path} is no JSON schema ({error})") from None
     return kind(schema)

@@ -16,6 +16,7 @@ import msgspec
 import xxhash
 
 from engine import rule_settings as settings
+from engine.decode import UNREADABLE
 from engine.errors import ConfigError, DataError, MissingError
 from engine.rules import Draft
 from engine.rules.text import words_of
@@ -100,7 +101,7 @@ def _questions(path: Path) -> Iterator[tuple[str, str]]:
             where = f"{path.name}:{number}"
             try:
                 item: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise DataError(f"{path}:{number}: not a held-out item ({error}); mend the line") from None
             yield where, _question(item, f"{path}:{number}")
 
