@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for argument in arguments:
             if not _is_text(argument):
-                return _say(f"potstill: {argument!a} is not UTF-8, which no manifest can hold; rename it", 2)
+                return _say(f"potstill: {argument!a} is not UTF-8 text; rename it, or set a UTF-8 locale", 2)
         return _run(_parsed(arguments))
     except KeyboardInterrupt:
         if "--debug" in arguments:

@@ -61,6 +61,17 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def share(text: str) -> float:
+    """Read a share of the command line: above 0, and 1 at most."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share above 0 and up to 1")
+    return number
+
+
 def config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command that reads a configuration takes."""
     parser.add_argument("config", help="configuration file (TOML)")

@@ -208,7 +208,7 @@ def _tell(run: FilterFolder, summary: dict[str, Any]) -> None:
     """Say what a person wants to know at the end."""
     if 0 < summary["asked"] == summary["failed"]:
         note(
-            f"none of {summary['asked']:,} lines is a row ({run.last_failure}); give JSON Lines, one object a line, "
+            f"no line of {summary['asked']:,} is a row ({run.last_failure}); give JSON Lines, one object a line, "
             "and name its fields with --instruction and --output"
         )
         return

@@ -54,7 +54,7 @@ def replay(folder: Path, wanted: str, overrides: Sequence[str] = ()) -> dict[str
         raise UsageError(f"row {row.id} was never asked: skipped by the rule {row.rule} ({row.reason})")
     settings = load(folder / "config.toml", overrides)
     source = source_of(settings)
-    check_settings(folder, manifest, settings, source)
+    check_settings(folder, manifest, settings, source, do="leave out --set")
     prompt = next(source.prompts(row.index), None)
     if prompt is None or prompt.id != row.id:
         raise DataError(f"{folder}: prompt {row.index} is not that of row {row.id}; another version made the run")

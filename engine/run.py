@@ -205,8 +205,12 @@ def _grow(run: Run, settings: Config, source: Source) -> None:
         write_manifest(run.folder, run.manifest)
 
 
-def check_settings(folder: Path, manifest: Manifest, settings: Config, source: Source) -> None:
+def check_settings(
+    folder: Path, manifest: Manifest, settings: Config, source: Source, *, do: str = "choose another --out"
+) -> None:
     """Check that a run's settings are those that it was begun with, but for those that may change.
+
+    `do` is what to do where they are not, besides putting them back.
 
     Raises: ConfigError naming the key, the old and the new value.
     """
@@ -216,9 +220,7 @@ def check_settings(folder: Path, manifest: Manifest, settings: Config, source: S
     for key, before, after in configuration.changed_keys(before_it | manifest.fingerprint, now):
         if key in GROWING:
             continue
-        raise ConfigError(
-            f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
-        )
+        raise ConfigError(f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or {do}")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

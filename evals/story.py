@@ -254,6 +254,8 @@ def _trained(path: Path) -> dict[str, Any]:
 def _cells(run: Path) -> list[Cell]:
     """Sort the items into the four cells of right and wrong; where scores are shares, half counts as right."""
     trio = [read_answers(run / FOLDER / f"answers-{name}.jsonl") for name in NAMES]
+    if len({len(answers) for answers in trio}) > 1:
+        raise DataError(f"{run / FOLDER}: the three models' answers are not of the same items; run potstill eval again")
     cells: dict[tuple[bool, bool], list[Sides]] = {}
     for teacher, student, untrained in zip(*trio, strict=True):
         right = (teacher.score >= 0.5, student.score >= 0.5)

@@ -125,6 +125,8 @@ COMMAND_LINES = {
     ("train", ECHO, "--data", "x", "--processes", "0"): "'0' is no whole number from 1 on",
     ("export-model", "x", "--to", "merged", "--items", "0"): "'0' is no whole number from 1 on",
     ("serve", "x", "--port", "0"): "'0' is no whole number from 1 to 65535",
+    ("serve", "x", "--vllm-args", '"'): "no closing quotation",
+    ("serve", "x", "--gpu-memory-utilization", "7"): "'7' is no share above 0 and up to 1",
     ("bench", "loop", "--prompts", "many"): "'many' is no whole number from 1 on",
     ("bench", "loop", "--config", "none.toml"): "none.toml: no such configuration file",
     ("bench", "bulk", "--config", ECHO, "--out", "x", "--kills", "2"): "shares between 0 and 1 are needed",
@@ -199,7 +201,7 @@ def test_a_file_without_a_row_is_said_to_be_none(
     (tmp_path / "rows.json").write_bytes(text.replace(b'{"instruction"', b'{"question"'))
     assert main(["filter", str(tmp_path / "rows.json"), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
-    assert "lines is a row (" in said.err
+    assert " is a row (" in said.err
     assert "give JSON Lines, one object a line" in said.err
     assert json.loads(said.out)["kept"] == 0
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,17 @@ def test_an_evaluation_without_a_result_has_a_page(tmp_path: Path) -> None:
     text = Tags(write_report(folder).read_text()).text
     assert "The retained share cannot be computed." in text
     assert "nan" not in text.lower().split()
+
+
+def test_answers_to_different_items_are_a_sentence(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    path = folder / "eval" / "answers-student.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    with pytest.raises(DataError, match="answers are not of the same items; run potstill eval again"):
+        write_report(folder)
+    (folder / "train/done.json").write_bytes(b"{")
+    with pytest.raises(DataError, match=r"done\.json: cannot be read \(.*\); run potstill train again"):
+        write_report(folder)
 
 
 def test_the_command_names_the_page(run: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from engine.command import Command, config_arguments, names_in, path_of, set_argument, whole
+from engine.command import Command, config_arguments, names_in, path_of, set_argument, share, whole
 from engine.config import load
 from engine.errors import MissingError, TrainError
 from trainer import ranks
@@ -104,6 +104,13 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     return export_model(args.run, request)
 
 
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(error).lower()}") from None
+
+
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     from trainer.serve import GPU_SHARE, PORT
 
@@ -112,14 +119,16 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=whole(1, 65535), default=PORT, help=f"default: {PORT}")
     parser.add_argument(
         "--gpu-memory-utilization",
-        type=float,
+        type=share,
         default=GPU_SHARE,
         metavar="SHARE",
         help=f"share of the card; default: {GPU_SHARE}",
     )
     parser.add_argument("--print", action="store_true", help="print the command and start nothing")
     parser.add_argument("--smoke", action="store_true", help="start it, compare some answers with offline ones, stop")
-    parser.add_argument("--vllm-args", default="", metavar="TEXT", help="more for vLLM, as --vllm-args='--x y'")
+    parser.add_argument(
+        "--vllm-args", type=_words, default=[], metavar="TEXT", help="more for vLLM, as --vllm-args='--x y'"
+    )
     set_argument(parser)
 
 
@@ -134,7 +143,7 @@ def _serve(args: argparse.Namespace) -> dict[str, Any]:
         gpu_share=args.gpu_memory_utilization,
         cpu=is_cpu_build(),
         program=has_program(),
-        extra=shlex.split(args.vllm_args),
+        extra=args.vllm_args,
     )
     student = read_student(args.run, args.overrides)
     return smoke(student, wish) if args.smoke else serve(student, wish, only_print=args.print)
