@@ -66,6 +66,8 @@ def export(run: Path, request: Request) -> dict[str, Any]:
     """
     chosen = _choose(request)
     manifest = read_manifest(run)
+    if manifest.is_open:
+        note(f"export: {run} has not ended; these are its rows so far")
     trains = any(exporter.files for exporter in chosen.values())
     facts = facts_of(run, manifest, _settings(run, request), name=request.name, trains=trains)
     _check_push(request, facts)

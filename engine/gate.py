@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from engine.errors import PotstillError
+from engine.progress import clock
 from engine.rows import Outcome, Prompt, Row
 
 GATE_ROWS = 64
@@ -71,10 +72,10 @@ class Gate:
             lines.append(f"{self._failed} prompts failed, the first one with: {self._failure}")
         if total:
             scale = total / self._rows
-            megabytes, hours = self._bytes * scale / 1e6, seconds * scale / 3600
+            megabytes, left_s = self._bytes * scale / 1e6, seconds * scale
             lines.append(
                 f"forecast for {total:,} prompts: {self._tokens * scale:,.0f} output tokens, {megabytes:,.1f} MB, "
-                f"{hours:.2f} h at this speed (the first rows are the slowest)"
+                f"{clock(left_s)} at this speed (the first rows are the slowest)"
             )
         return "\n".join(lines)
 

@@ -133,7 +133,7 @@ class Progress:
         text += f", {rows:,.0f} rows/s, {tokens:,.0f} tok/s, {kept:,.0f} kept/s"
         left = self._left_s(now)
         if left is not None and not last:
-            text += f", {int(left) // 60}:{int(left) % 60:02d} left"
+            text += f", {clock(left)} left"
         if self._live:
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
         elif now - self._last_plain >= PLAIN_EVERY_S:
@@ -201,3 +201,10 @@ def _last_line(path: Path) -> _Line:
         except UNREADABLE:
             continue
     return _Line()
+
+
+def clock(seconds: float) -> str:
+    """Return a time span as a clock shows it: 0:19, 7:05, 12:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

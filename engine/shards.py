@@ -67,6 +67,11 @@ class Manifest(msgspec.Struct, kw_only=True):
     summary: dict[str, Any] = {}
     """The last line of the run, once it is finished."""
 
+    @property
+    def is_open(self) -> bool:
+        """Say whether the run was begun and has not ended, so that its rows are the first of more."""
+        return bool(self.fingerprint) and not self.finished
+
     def of(self, kind: Outcome) -> list[Shard]:
         """Return the shards of one kind, in order."""
         return [shard for shard in self.shards if shard.kind == kind]

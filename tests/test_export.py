@@ -20,6 +20,7 @@ from engine.config import dump, from_mapping
 from engine.errors import ConfigError, DataError, MissingError, UsageError
 from engine.filter_run import filter_rows
 from engine.rows import user_turn
+from engine.shards import read_manifest, write_manifest
 from engine.split import group_of, held_out
 
 QUESTIONS = {row.id: user_turn(row.instruction, row.input) for row in ROWS}
@@ -209,3 +210,15 @@ def test_a_student_that_was_cut_out_of_another_is_named_by_its_folder(tmp_path: 
     out, _ = export_run(run, "axolotl", overrides=[STUDENT, "student.init=prune"])
     assert yaml.safe_load((out / "axolotl/config.yaml").read_text())["base_model"] == str(run / "untrained")
     assert str(run) not in (out / "README.md").read_text() + (out / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_has_not_ended_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: bool
+) -> None:
+    run = write_run(tmp_path / "run", ROWS[:20])
+    manifest = read_manifest(run)
+    manifest.fingerprint, manifest.finished = {"teacher.model": "m"}, finished
+    write_manifest(run, manifest)
+    export_run(run, "openai", out=tmp_path / "bundle")
+    assert ("has not ended; these are its rows so far" in capsys.readouterr().err) == (not finished)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import TrainError
+from engine.progress import clock
 from engine.shards import disk, replace_file
 
 STATE = "journal.json"
@@ -174,7 +175,7 @@ class Journal:
         session_s = max(1e-9, time.monotonic() - self._started_s)
         rate = self.counts.trained_tokens / session_s
         left_s = session_s / max(1, step) * (steps - step)
-        text = f"train  step {step}/{steps}  loss {self.loss:.4f}  {rate:,.0f} tokens/s  {_clock(left_s)} left"
+        text = f"train  step {step}/{steps}  loss {self.loss:.4f}  {rate:,.0f} tokens/s  {clock(left_s)} left"
         print(f"\r{text}\033[K" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
 
@@ -189,9 +190,3 @@ def read_lines(path: Path) -> list[Line]:
 def step_of(checkpoint: Path) -> int:
     """Return the step at which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -59,6 +59,8 @@ def _train(config: Config, data: Path, out: Path, role: Role, plan: Plan | None 
     if before is not None and done.is_done(out, before, wanted):
         note(f"train  {out} is trained already, with these settings and rows; nothing to do")
         return before
+    if manifest.is_open:
+        note(f"train  {data} has not ended; these are its rows so far")
     plan = plan or make_plan(config.train, look())
     if plan.backend == "unsloth":
         unsloth_backend.patch()
