@@ -6,7 +6,6 @@ did not see, that a student appears whole or not at all, and that the same comma
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from engine.config import Config, Train
 from engine.errors import TrainError
 from engine.models import resolve_model
 from engine.shards import disk
-from trainer import done, loop, on_policy, ranks, trl_backend, unsloth_backend
+from trainer import done, loop, on_policy, ranks, trackers, trl_backend, unsloth_backend
 from trainer.arguments import changed, plan_steps, share, training_arguments
 from trainer.captured import read_captured
 from trainer.done import Done
@@ -34,9 +33,6 @@ from trainer.prune import check_student, choose_layers, cut_config
 from trainer.ranks import note
 from trainer.roles import STUDENT, Role, in_role, open_rows, speaking_of
 from trainer.start import start_after, start_model
-
-PROJECT = "potstill"
-"""What W&B and Trackio file a run under, unless WANDB_PROJECT says otherwise."""
 
 
 def train(config: Config, data: Path, out: Path, role: Role = STUDENT) -> Done:
@@ -155,19 +151,16 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
     )
     if job.config.train.method == "on_policy":
         arguments = on_policy.complete(arguments, job)
-    arguments |= _trackers(job)
+    arguments |= trackers.names(job.out)
     parts = {name: len(rows) for name, rows in job.prepared.parts().items()}
     journal = Journal(job.records / "metrics.jsonl", parts=parts, writes=ranks.is_main())
-    with _full_memory(job), disk(job.out):
+    reports = trackers.told(job.config.train.report_to, logs=job.records / "logs")
+    with reports, _full_memory(job), disk(job.out):
         trainer = _trainer(job, arguments, journal)
         _report(job, arguments, trainer, checkpoint)
         journal.begin(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         journal.close()
-    if "wandb" in job.config.train.report_to:
-        import wandb
-
-        wandb.finish()  # left to the end of the process, its farewell would go to stdout, below the result
     finished = _finished(job, trainer, journal)
     if ranks.is_main():
         weights = job.out / job.role.name
@@ -176,14 +169,6 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
         done.write_done(job.out, finished, job.role)
     ranks.wait()
     return finished
-
-
-def _trackers(job: Job) -> dict[str, Any]:
-    """Name the run for W&B and Trackio as its folder, and say where TensorBoard writes."""
-    # Beside metrics.jsonl; left alone, it would write among the checkpoints, which are deleted.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.records / "logs"))
-    os.environ.setdefault("WANDB_PROJECT", PROJECT)
-    return {"run_name": job.out.resolve().name, "project": PROJECT}
 
 
 def _trainer(job: Job, arguments: dict[str, Any], journal: Journal) -> Any:
