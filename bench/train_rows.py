@@ -17,12 +17,12 @@ import msgspec
 
 from engine.config import Prompts
 from engine.errors import DataError, PotstillError
+from engine.lines import decode_line, numbered_lines
 from engine.prompts import open_source
 from engine.rows import Row
 from engine.run_rows import is_run
 from engine.shards import Manifest, ShardWriter, read_lines, read_manifest
 from engine.split import group_of, held_out
-from engine.templates import decode_line, numbered_lines
 from trainer.examples import example_of
 from trainer.render import Chat, Rendered, render
 

@@ -28,15 +28,35 @@ def constraint_of(entry: Mapping[str, Any], *, where: str, folder: Path) -> Cons
 
     Raises: ConfigError, which begins with `where`.
     """
-    given = {key: entry[key] for key in KEYS if entry.get(key) is not None}
-    if not given:
-        return None
-    if len(given) > 1:
-        raise ConfigError(f"{where}: {' and '.join(given)} exclude each other; keep one")
-    key, value = next(iter(given.items()))
-    if key == "json_schema":
-        return Constraint(json_schema=_schema(value, where, folder))
-    return Constraint(regex=_regex(value, where)) if key == "regex" else Constraint(choice=_choice(value, where))
+    return Constraints(folder).of(entry, where=where)
+
+
+class Constraints:
+    """Makes the constraints of many entries, and reads a schema's file once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, str] = {}
+        """Texts of the schemas that were found good, by the names of their files."""
+
+    def of(self, entry: Mapping[str, Any], *, where: str, checked: bool = False) -> Constraint | None:
+        """Return an entry's constraint, as `constraint_of` does; `checked`: it has been made before."""
+        given = {key: entry[key] for key in KEYS if entry.get(key) is not None}
+        if not given:
+            return None
+        if len(given) > 1:
+            raise ConfigError(f"{where}: {' and '.join(given)} exclude each other; keep one")
+        key, value = next(iter(given.items()))
+        if key == "json_schema":
+            return Constraint(json_schema=self._schema(value, where, checked))
+        return Constraint(regex=_regex(value, where)) if key == "regex" else Constraint(choice=_choice(value, where))
+
+    def _schema(self, value: Any, where: str, checked: bool) -> str:
+        if isinstance(value, str):
+            if value not in self._files:
+                self._files[value] = _text(_loaded(self._folder / value, where), where)
+            return self._files[value]
+        return msgspec.json.encode(value).decode() if checked else _text(value, where)
 
 
 def schema_file(entry: Mapping[str, Any]) -> str | None:
@@ -45,21 +65,23 @@ def schema_file(entry: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _schema(value: Any, where: str, folder: Path) -> str:
-    if isinstance(value, str):
-        path = folder / value
-        try:
-            value = msgspec.json.decode(path.read_bytes())
-        except OSError:
-            raise ConfigError(f"{where}: json_schema: {path} is not there; give the path of a JSON schema") from None
-        except UNREADABLE as error:
-            raise ConfigError(f"{where}: json_schema: {path} is not JSON ({error})") from None
-    if not isinstance(value, dict):
+def _loaded(path: Path, where: str) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except OSError:
+        raise ConfigError(f"{where}: json_schema: {path} is not there; give the path of a JSON schema") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"{where}: json_schema: {path} is not JSON ({error})") from None
+
+
+def _text(schema: Any, where: str) -> str:
+    """Return a schema as text when it was found good."""
+    if not isinstance(schema, dict):
         raise ConfigError(f"{where}: json_schema must be an object, or the path of a file that holds one")
-    flaw = _flaw(value)
+    flaw = _flaw(schema)
     if flaw:
         raise ConfigError(f"{where}: json_schema is no JSON schema: {flaw}")
-    return msgspec.json.encode(value).decode()
+    return msgspec.json.encode(schema).decode()
 
 
 def _flaw(schema: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Templates or a prompt file -> a stream of Prompts, the same ones with the same ids on every machine.
 
-Promises constant memory however many combinations there are: a template's combinations are walked in the order of
-a seeded permutation that is computed, not stored. None repeats before all were used; then, unless the teacher is
-greedy, a new round begins in another order. Knows nothing of teachers, filters or disk.
+Promises constant memory however many combinations or lines there are: a template's combinations are walked in the
+order of a seeded permutation that is computed, not stored, and a file is read as it is asked. No combination repeats
+before all were used; then, unless the teacher is greedy, a new round begins in another order. Knows nothing of
+teachers, filters or disk.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
 
 from engine.config import Config, Prompts
-from engine.constraints import constraint_of
-from engine.errors import ConfigError, DataError
-from engine.rows import Constraint, Message, Prompt, Role, hash_id, row_seed
-from engine.templates import Template, content_hash, decode_line, disjoint, load_templates, numbered_lines
+from engine.errors import ConfigError
+from engine.prompt_file import PromptFile
+from engine.rows import Prompt, hash_id, row_seed
+from engine.templates import Template, content_hash, disjoint, load_templates
 
 DEFAULT_COUNT = 1000
 """Prompts asked of templates where `prompts.count` is not set."""
@@ -133,25 +133,20 @@ class TemplateSource(Source):
 
 
 class FileSource(Source):
-    """The user's own prompts, in the order of their file. The whole file is checked before anything is asked."""
+    """The user's own prompts, in the order of their file."""
 
     def __init__(self, path: Path, *, count: int | None, run_seed: int) -> None:
-        self._path = path
+        self._file = PromptFile(path)
         self._run_seed = run_seed
-        self._records = [(number, _record(path, number, line)) for number, line in numbered_lines(path)]
-        if not self._records:
-            raise DataError(f"{path}: holds no prompts; give one JSON object a line")
-        self.count = min(count, len(self._records)) if count else len(self._records)
-        records = [record for _, record in self._records]
-        self.plain = not any(record.input for record in records)
-        self.names = frozenset(record.template for record in records)
-        said = {(record.instruction.strip(), record.template) for record in records}
-        self.disjoint = len(said) == len({instruction for instruction, _ in said})
-        self.fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
+        self._asked = min(count or len(self._file), len(self._file))
+        self.count = self._asked
+        self.plain = self._file.plain
+        self.names = self._file.templates
+        self.disjoint = self._file.disjoint
+        self.fingerprint = self._file.fingerprint
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
-        for index in range(start, self.count or 0):
-            number, record = self._records[index]
+        for index, (number, record) in zip(range(start, self._asked), self._file.records(start), strict=False):
             prompt_id = hash_id(record.template, str(number), record.instruction, record.input)
             yield Prompt(
                 index=index,
@@ -191,16 +186,6 @@ class SampledSource(Source):
             skipped = 0
 
 
-class _Record(NamedTuple):
-    """A line of a prompt file."""
-
-    instruction: str
-    input: str
-    template: str
-    prefix: tuple[Message, ...]
-    constraint: Constraint | None
-
-
 def open_source(settings: Prompts, *, run_seed: int, greedy: bool, endless: bool = False, samples: int = 1) -> Source:
     """Return where the prompts come from, each `samples` times; `endless`: without a count, templates go on and on.
 
@@ -229,30 +214,3 @@ def source_of(settings: Config) -> Source:
         endless=bool(settings.output.accepted or settings.output.quotas or settings.output.candidates),
         samples=sampling.samples if sampling.consensus == "none" else 1,
     )
-
-
-def _record(path: Path, number: int, line: bytes) -> _Record:
-    data = decode_line(path, number, line)
-    prefix: tuple[Message, ...] = ()
-    instruction = data.get("instruction", data.get("prompt"))
-    if "messages" in data:
-        instruction, prefix = _from_messages(path, number, data["messages"])
-    input_text = data.get("input", "")
-    template = data.get("template", "default")
-    if not isinstance(instruction, str) or not isinstance(input_text, str) or not isinstance(template, str):
-        raise DataError(f"{path}:{number}: needs a text under instruction, prompt or messages; mend the line")
-    constraint = constraint_of(data, where=f"{path}:{number}", folder=path.parent)
-    return _Record(instruction, input_text, template, prefix, constraint)
-
-
-def _from_messages(path: Path, number: int, messages: Any) -> tuple[str, tuple[Message, ...]]:
-    """Take the user turn of an OpenAI-style conversation; a system turn before it is for the teacher only."""
-    roles = [turn.get("role") for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
-    if roles not in (["user"], ["system", "user"]) or not all(
-        isinstance(turn.get("content"), str) for turn in messages
-    ):
-        raise DataError(
-            f"{path}:{number}: messages must be one user turn of text, with at most a system turn before it"
-        )
-    turns: list[tuple[Role, str]] = [(turn["role"], turn["content"]) for turn in messages]
-    return turns[-1][1], tuple(Message(role, content) for role, content in turns[:-1])

@@ -27,7 +27,6 @@ import itertools
 import string
 import tomllib
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,45 +34,11 @@ import msgspec
 import xxhash
 
 from engine.constraints import constraint_of, schema_file
-from engine.decode import UNREADABLE
-from engine.errors import DataError, MissingError, TemplateError
+from engine.errors import MissingError, TemplateError
+from engine.lines import add_file
 from engine.mistake import explain
 from engine.rows import Constraint, Message
-
-
-class Values:
-    """Values of one or more slots, by number: row i gives a value to each of the slots in `slots`."""
-
-    def __init__(self, slots: tuple[str, ...], size: int) -> None:
-        self.slots = slots
-        self.size = size
-
-    def row(self, number: int) -> tuple[str, ...]:
-        """Return row `number` (0 <= number < size): one text per slot."""
-        raise NotImplementedError
-
-
-class RangeValues(Values):
-    """Evenly spaced numbers, both ends included, printed with as many decimals as the step has."""
-
-    def __init__(self, slot: str, start: Decimal, stop: Decimal, step: Decimal) -> None:
-        super().__init__((slot,), int((stop - start) / step) + 1)
-        self._start = start
-        self._step = step
-
-    def row(self, number: int) -> tuple[str, ...]:
-        return (str(self._start + number * self._step),)
-
-
-class ListValues(Values):
-    """Rows held in memory."""
-
-    def __init__(self, slots: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-        super().__init__(slots, len(rows))
-        self._rows = rows
-
-    def row(self, number: int) -> tuple[str, ...]:
-        return self._rows[number]
+from engine.slots import Slot, Values, values_of
 
 
 class Template:
@@ -120,15 +85,6 @@ class _Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assistant: str
 
 
-class _Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    range: tuple[int | float, int | float] | None = None
-    step: int | float = 1
-    choices: list[str | int | float] | None = None
-    lines: str | None = None
-    jsonl: str | None = None
-    column: str | None = None
-
-
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     text: str
@@ -139,7 +95,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_schema: dict[str, Any] | str | None = None
     regex: str | None = None
     choice: list[str] | None = None
-    slots: dict[str, _Slot] = {}
+    slots: dict[str, Slot] = {}
 
     @property
     def form(self) -> dict[str, Any]:
@@ -169,7 +125,7 @@ def content_hash(path: Path) -> str:
     names = {name for entry in entries for slot in entry.slots.values() for name in (slot.lines, slot.jsonl) if name}
     names |= {name for entry in entries if (name := schema_file(entry.form))}
     for name in sorted(names):
-        digest.update((path.parent / name).read_bytes())
+        add_file(digest, path.parent / name)
     return digest.hexdigest()
 
 
@@ -200,82 +156,7 @@ def _template(entry: _Entry, folder: Path) -> Template:
     for slot in sorted(entry.slots.keys() - slots):
         raise TemplateError(f"template {entry.id}: slot {slot} is described but not in the text; remove it or use it")
     constraint = constraint_of(entry.form, where=f"template {entry.id}", folder=folder)
-    return Template(entry, _sources(entry, folder), constraint)
-
-
-def _sources(entry: _Entry, folder: Path) -> list[Values]:
-    sources: list[Values] = []
-    tables: dict[str, dict[str, str]] = {}
-    for name, slot in entry.slots.items():
-        if sum(kind is not None for kind in (slot.range, slot.choices, slot.lines, slot.jsonl)) != 1:
-            raise TemplateError(f"template {entry.id}: slot {name} needs one of range, choices, lines, jsonl")
-        if slot.jsonl is not None:
-            tables.setdefault(slot.jsonl, {})[name] = slot.column or name
-        else:
-            sources.append(_simple_source(entry.id, name, slot, folder))
-    for file, columns in tables.items():
-        sources.append(ListValues(tuple(columns), _jsonl_rows(folder / file, list(columns.values()))))
-    for source in sources:
-        if source.size < 1:
-            raise TemplateError(f"template {entry.id}: slot {', '.join(source.slots)} has no values")
-    return sources
-
-
-def _simple_source(template: str, name: str, slot: _Slot, folder: Path) -> Values:
-    if slot.range is not None:
-        start, stop, step = (Decimal(str(number)) for number in (*slot.range, slot.step))
-        if not all(number.is_finite() for number in (start, stop, step)) or step <= 0 or stop < start:
-            raise TemplateError(f"template {template}: slot {name} needs range = [low, high] and a step above 0")
-        return RangeValues(name, start, stop, step)
-    if slot.choices is not None:
-        return ListValues((name,), [(str(choice),) for choice in slot.choices])
-    path = folder / str(slot.lines)
-    return ListValues((name,), [(line.decode(),) for _, line in numbered_lines(path)])
-
-
-def _jsonl_rows(path: Path, columns: list[str]) -> list[tuple[str, ...]]:
-    rows = []
-    for number, line in numbered_lines(path):
-        record = decode_line(path, number, line)
-        missing = [column for column in columns if not isinstance(record.get(column), str | int | float)]
-        if missing:
-            raise DataError(f"{path}:{number}: no text or number under {missing[0]!r}; every row needs it")
-        rows.append(tuple(str(record[column]) for column in columns))
-    return rows
-
-
-def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
-    """Return (line number from 1, line) of every line of a UTF-8 file that is not blank.
-
-    Raises: MissingError where it is not there, DataError where a line is not UTF-8.
-    """
-    try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    except FileNotFoundError:
-        raise MissingError(f"{path} is not there; give the path of a file") from None
-    except OSError as error:
-        raise MissingError(f"{path} cannot be read ({error.strerror}); give the path of a file") from None
-    found = []
-    for number, line in enumerate(lines, start=1):
-        text = line.rstrip(b"\r")
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            raise DataError(f"{path}:{number}: not UTF-8; convert the file") from None
-        if text.strip():
-            found.append((number, text))
-    return found
-
-
-def decode_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """Decode one JSONL line that must hold an object.
-
-    Raises: DataError with `path:line`.
-    """
-    try:
-        return msgspec.json.decode(line, type=dict[str, Any])
-    except UNREADABLE as error:
-        raise DataError(f"{path}:{number}: not a JSON object ({error}); mend or remove the line") from None
+    return Template(entry, values_of(entry.id, entry.slots, folder), constraint)
 
 
 def _prefix(entry: _Entry) -> tuple[Message, ...]:

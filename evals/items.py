@@ -15,8 +15,8 @@ import msgspec
 from engine.config import Eval
 from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError
+from engine.lines import numbered_lines
 from engine.rows import hash_id, user_turn
-from engine.templates import numbered_lines
 from evals.metrics import METRICS, reference_fault
 
 

@@ -12,8 +12,8 @@ import msgspec
 from engine.config import Config
 from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError
+from engine.lines import numbered_lines
 from engine.rows import Prompt, hash_id
-from engine.templates import numbered_lines
 from trainer.examples import read_examples, split
 from trainer.roles import open_rows
 from trainer.student import Student
