@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import xxhash
 
 from engine import config as configuration
+from engine.counts import Counts
 from engine.errors import ConfigError
 from engine.phrases import PhraseGuard
 from engine.rows import KEPT, Row, Verdict
@@ -44,7 +45,7 @@ class Filter:
         self.of_quota: Counter[str] = Counter()
         self.open_quotas = len(self.quotas)
         self.seen = SeenKeys()
-        self.caps: Counter[str] = Counter()
+        self.caps = Counts()
         self.kept = 0
         self.content = Content(settings)
         self.optional = self.content.optional

@@ -114,7 +114,7 @@ class BatchFilter:
                     rules.append(verdict.rule)
                 else:
                     cap_key = " ".join(row.instruction.split(None, WORDS)[:WORDS]) if by_prefix else row.template or ""
-                    count = caps.get(cap_key, 0)
+                    count = caps[cap_key]
                     if count < limit:
                         caps[cap_key] = count + 1
                         kept.append(lines[index])
@@ -145,7 +145,8 @@ class BatchFilter:
     def restore(self, rows: Sequence[Any], *, kept: bool) -> None:
         """Take in rows that were judged before, but for the optional rules: `show` is for those."""
         if kept:
-            self.filter.caps.update(self.filter.cap_key(row.instruction, self._template(row)) for row in rows)
+            for row in rows:
+                self.filter.caps[self.filter.cap_key(row.instruction, self._template(row))] += 1
             self.filter.kept += len(rows)
         else:
             rows = [row for row in rows if row.rule != DUPLICATE.rule]
