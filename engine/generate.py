@@ -7,7 +7,6 @@ on timing, and that a run which is killed anywhere goes on with the same rows. A
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -32,17 +31,14 @@ from engine.run import Resume, Run, open_run, versions
 from engine.shards import write_manifest
 from engine.signals import told
 from engine.steer import Committed, Steering
+from engine.window import Window
 
-AHEAD = 8
-"""Windows of prompts that may wait for an earlier one to be committed; bounds memory."""
 RESTARTS = 5
 """Times that a teacher is started again without a single answer in between."""
 BACKOFF_S = 1.0
 """Wait before the first restart; it doubles each time."""
-DEATHS = 2
-"""A prompt that was in flight at so many deaths of the teacher is a suspect; one that kills it alone has failed."""
-FEWER = 32
-"""Suspects are asked so many times fewer at once, and fewer again at each death: 6,000 in flight take three steps."""
+WRITE_BYTES = 8 * 2**20
+"""Rows that are decided at once are written in pieces of this size."""
 
 
 def generate(
@@ -128,7 +124,7 @@ class _Generation:
         self._up = False
         """Whether there is a teacher: while one is started, nothing is in flight that could be waited for."""
         self._encoder = msgspec.json.Encoder()
-        self._deaths: Counter[str] = Counter()
+        self._window = Window()
         self._answers = 0
         self._gate = gate
         self._objection: str | None = None
@@ -196,11 +192,12 @@ class _Generation:
         """Keep the teacher's window full, and no fuller."""
         if self._stopping:
             return
-        window = backend.capacity + max(8, backend.capacity // 2)
-        worst = max(self._deaths.values(), default=0)
-        at_once = window if worst < DEATHS else max(1, window // FEWER ** (worst - DEATHS + 1))
-        room = at_once - self._steering.in_flight
-        while self._steering.ready < room and self._steering.uncommitted < AHEAD * window and self._steering.open:
+        room = self._window.at_once(backend.capacity) - self._steering.in_flight
+        while (
+            self._steering.ready < room
+            and self._window.is_open(backend.capacity, self._steering)
+            and self._steering.open
+        ):
             prompt = next(self._prompts, None)
             if prompt is None:
                 self._exhausted = True
@@ -223,10 +220,16 @@ class _Generation:
         """Write what is decided, in prompt order, and publish shards that are full."""
         lines: dict[Outcome, list[bytes]] = {}
         records: list[bytes] = []
+        size = 0
         for committed in self._steering.commit():
-            lines.setdefault(committed.outcome, []).append(self._line(committed))
+            lines.setdefault(committed.outcome, []).append(line := self._line(committed))
+            size += len(line)
             if committed.outcome == "kept" and committed.completion.logprobs:
                 records.append(record(committed.prompt.id, committed.completion.logprobs))
+                size += len(records[-1])
+            if size >= WRITE_BYTES:
+                await asyncio.to_thread(self._write, lines, records)
+                lines, records, size = {}, [], 0
         if lines:
             await asyncio.to_thread(self._write, lines, records)
         if self._objection is not None:
@@ -234,7 +237,7 @@ class _Generation:
             raise PotstillError(self._objection)
 
     def _line(self, committed: Committed) -> bytes:
-        self._deaths.pop(committed.prompt.id, None)
+        self._window.committed(committed.prompt.id)
         row = row_of(committed.prompt, committed.completion, committed.verdict, held=committed.waited)
         self._run.tally.add(committed.outcome, row)
         line = self._encoder.encode(row) + b"\n"
@@ -261,15 +264,13 @@ class _Generation:
         """Take stock after the teacher's death: ask again, and isolate a prompt that seems to kill it."""
         lost = self._steering.requeue()
         note(f"the teacher died ({error}); restart {restarts} of {RESTARTS}, asking {len(lost)} prompts again")
-        self._deaths.update(lost)
         # An endpoint is asked something else before it lets one prompt fail, so it is not this prompt that it died of.
-        alone = len(lost) == 1 and not isinstance(error, EndpointError)
-        if alone and self._deaths[lost[0]] > DEATHS:
+        killer = self._window.died(lost, by_prompt=not isinstance(error, EndpointError))
+        if killer is not None:
             self._steering.take(1)
             self._steering.finish(
-                Completion(id=lost[0], text="", finish_reason="error", error="the teacher dies when it is asked this")
+                Completion(id=killer, text="", finish_reason="error", error="the teacher dies when it is asked this")
             )
-            self._deaths.clear()
 
     async def _stop(self) -> None:
         self._run.tally.check()

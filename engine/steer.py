@@ -7,6 +7,7 @@ no I/O, no clock, no teacher. `generate` drives it.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -53,6 +54,8 @@ class Steering:
         self.kept = kept
         self.candidates = candidates
         """Committed prompts but those of a quota that was filled: what the budget counts."""
+        self.waiting_bytes = 0
+        """Bytes of answered prompts and their answers that wait for an earlier prompt."""
         self._goal = goal
         sound = Sound(rules, disjoint=disjoint, plain=plain)
         self._greedy = rules.settings.early and greedy
@@ -144,6 +147,7 @@ class Steering:
         if entry is None:
             return
         entry.completion = completion
+        self.waiting_bytes += _bytes(entry)
         hopeless = bool(completion.error) or completion.verdict is not None
         if hopeless or self.filter.content.judge(completion.text) is not None:
             self._release(entry)
@@ -157,6 +161,7 @@ class Steering:
             if not entry.final:
                 return
             self._order.popleft()
+            self.waiting_bytes -= _bytes(entry)
             yield self._commit(entry)
 
     def drop(self) -> list[str]:
@@ -166,6 +171,7 @@ class Steering:
             queue.clear()
         self._entries.clear()
         self._places.clear()
+        self.waiting_bytes = 0
         return ids
 
     def _is_twin(self, entry: Entry) -> bool:
@@ -237,6 +243,14 @@ class Steering:
             self._questions[entry.question] = first
             first.twins = rest
             self._admit(first)
+
+
+def _bytes(entry: Entry) -> int:
+    """Return how much of an answered prompt is held, but for a small fixed part; 0 for one without an answer."""
+    if entry.completion is None:
+        return 0
+    texts = (entry.prompt.instruction, entry.prompt.input, entry.completion.text)
+    return sum(map(sys.getsizeof, texts)) + len(entry.completion.logprobs)
 
 
 def _draft(prompt: Prompt, completion: Completion) -> Draft:
