@@ -25,6 +25,7 @@ from engine.config import Config
 from engine.errors import ConfigError, DataError, DiskError, Interrupted, PotstillError, UsageError
 from engine.filter import DUPLICATE, RULES, Filter
 from engine.filter_batch import BatchFilter, Judged
+from engine.leftovers import discard_unpublished
 from engine.lock import locked
 from engine.part import Pieces
 from engine.readers import Position
@@ -35,7 +36,6 @@ from engine.shards import (
     MANIFEST,
     Manifest,
     ShardWriter,
-    discard_unpublished,
     disk,
     read_lines,
     read_manifest,

@@ -19,7 +19,8 @@ import msgspec
 import xxhash
 
 from engine.errors import DataError, MissingError
-from engine.shards import Manifest, Shard, Sidecar, read_lines, read_manifest, unpublished
+from engine.leftovers import unpublished
+from engine.shards import Manifest, Shard, Sidecar, read_lines, read_manifest
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,6 +24,7 @@ from engine.errors import ConfigError, DataError, MissingError, UsageError
 from engine.filter import Filter
 from engine.gate import GATE_ROWS
 from engine.goal import Goal
+from engine.leftovers import leftovers, publish_recovered
 from engine.lock import locked
 from engine.logprobs import check_present, left_records
 from engine.prompts import Source
@@ -34,8 +35,6 @@ from engine.shards import (
     Manifest,
     ShardWriter,
     disk,
-    leftovers,
-    publish_recovered,
     read_manifest,
     replace_file,
     write_manifest,

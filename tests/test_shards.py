@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from engine import shards
 from engine.errors import DataError, DiskError, MissingError
+from engine.leftovers import leftovers, publish_recovered
 from engine.shards import (
     Manifest,
     ShardWriter,
-    leftovers,
-    publish_recovered,
     read_lines,
     read_manifest,
     replace_file,
