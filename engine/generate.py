@@ -193,11 +193,7 @@ class _Generation:
         if self._stopping:
             return
         room = self._window.at_once(backend.capacity) - self._steering.in_flight
-        while (
-            self._steering.ready < room
-            and self._window.is_open(backend.capacity, self._steering)
-            and self._steering.open
-        ):
+        while self._steering.ready < room and self._window.is_open(backend.capacity, self._steering):
             prompt = next(self._prompts, None)
             if prompt is None:
                 self._exhausted = True

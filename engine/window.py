@@ -35,8 +35,9 @@ class Window:
         return size if worst < DEATHS else max(1, size // FEWER ** (worst - DEATHS + 1))
 
     def is_open(self, capacity: int, steering: Steering) -> bool:
-        """Say whether another prompt may be offered, by how many and how much wait for an earlier one."""
-        return steering.uncommitted < AHEAD * _size(capacity) and steering.waiting_bytes < AHEAD_BYTES
+        """Say whether another prompt may be offered: by the budget, and by what waits for an earlier one."""
+        few = steering.uncommitted < AHEAD * _size(capacity) and steering.waiting_bytes < AHEAD_BYTES
+        return few and steering.open
 
     def committed(self, prompt_id: str) -> None:
         """Note that a prompt is no suspect."""
