@@ -17,7 +17,13 @@ from engine.logprobs import read_logprobs
 from engine.rows import Completion, Prompt
 from engine.verify import verify
 
-SET = ("prompts.count=600", "teacher.echo.max_num_seqs=16", "teacher.echo.tokens_per_s=1e12", "sampling.logprobs=8")
+SET = (
+    "prompts.count=600",
+    "teacher.echo.max_num_seqs=16",
+    "teacher.echo.tokens_per_s=1e12",
+    "teacher.echo.overlong=0",  # so that answers are about as long as each other
+    "sampling.logprobs=8",
+)
 COUNT = window.AHEAD * (16 + 8)
 """Prompts that may be offered and not committed."""
 
