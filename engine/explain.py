@@ -17,12 +17,11 @@ import msgspec
 
 from engine import config as configuration
 from engine.command import path_of
-from engine.decode import published_rows
 from engine.errors import DataError, MissingError
 from engine.filter import DUPLICATE, QUOTA, Filter
 from engine.progress import note
 from engine.rows import OUTCOMES, Outcome
-from engine.shards import MANIFEST, Manifest, read_manifest
+from engine.shards import MANIFEST, Manifest, published_rows, read_manifest
 
 TEMPLATES_SHOWN = 20
 

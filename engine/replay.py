@@ -18,12 +18,11 @@ import msgspec
 from engine.backend import answer_all, make_backend
 from engine.command import path_of, set_argument
 from engine.config import Config, load
-from engine.decode import published_rows
 from engine.errors import DataError, MissingError, UsageError
 from engine.prompts import source_of
 from engine.rows import OUTCOMES, Completion, Outcome, Prompt, Row
 from engine.run import check_settings
-from engine.shards import Manifest, read_manifest
+from engine.shards import Manifest, published_rows, read_manifest
 
 BEFORE, AFTER = 20, 40
 """Characters shown on either side of the first difference."""

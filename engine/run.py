@@ -19,7 +19,7 @@ import msgspec
 
 from engine import config as configuration
 from engine.config import Config
-from engine.decode import UNREADABLE, published_rows
+from engine.decode import UNREADABLE
 from engine.errors import ConfigError, DataError, MissingError, UsageError
 from engine.filter import Filter
 from engine.gate import GATE_ROWS
@@ -35,6 +35,7 @@ from engine.shards import (
     Manifest,
     ShardWriter,
     disk,
+    published_rows,
     read_manifest,
     replace_file,
     write_manifest,

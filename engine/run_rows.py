@@ -16,10 +16,9 @@ from typing import Any
 import msgspec
 
 from engine.columns import MARKS
-from engine.decode import published_rows
 from engine.errors import DataError
 from engine.rows import Outcome
-from engine.shards import MANIFEST, Manifest, read_lines, read_manifest
+from engine.shards import MANIFEST, Manifest, published_rows, read_lines, read_manifest
 
 BATCH_ROWS = 256
 OWN = "_of_input"

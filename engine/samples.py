@@ -14,10 +14,9 @@ import msgspec
 
 from engine.bundle import Sample
 from engine.columns import Columns
-from engine.decode import published_rows
 from engine.errors import UsageError
 from engine.rows import hash_id, user_turn
-from engine.shards import Manifest
+from engine.shards import Manifest, published_rows
 from engine.split import group_of
 
 TRUNCATED = "truncated"

@@ -8,20 +8,23 @@ published together, so the manifest always names a prefix of the run. Knows line
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 import xxhash
 
+from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError
 from engine.part import PART as PART
 from engine.part import ZSTD, Part, Pieces, sync_folder
 from engine.part import disk as disk
 from engine.rows import SCHEMA_VERSION, Outcome
 from engine.zstd import open_zstd
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 
@@ -76,6 +79,13 @@ class Manifest(msgspec.Struct, kw_only=True):
         return [shard for shard in self.shards if shard.kind == kind]
 
 
+class _Marks(msgspec.Struct):
+    """What every manifest of a run has, of whatever version; that of an export bundle has no shards."""
+
+    schema: int
+    shards: msgspec.Raw
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read a run's manifest.
 
@@ -83,18 +93,22 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        data = path.read_bytes()
+        schema = msgspec.json.decode(data, type=_Marks).schema
+        manifest = msgspec.json.decode(data, type=Manifest) if schema == SCHEMA_VERSION else None
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"{folder} is not a run: it has no {MANIFEST}; give the folder that generate wrote"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path}: cannot be read ({error}); restore it or generate again") from None
-    if manifest.schema != SCHEMA_VERSION:
+    except UNREADABLE as error:
         raise DataError(
-            f"{path}: has schema {manifest.schema}, and this version of potstill reads {SCHEMA_VERSION}; use the "
+            f"{path}: is no manifest of a run ({error}); give the folder that generate wrote, or restore the file"
+        ) from None
+    if manifest is None:
+        raise DataError(
+            f"{path}: has schema {schema}, and this version of potstill reads {SCHEMA_VERSION}; use the "
             "version that wrote it"
         )
     return manifest
@@ -210,6 +224,21 @@ def read_lines(folder: Path, shard: Shard) -> Iterator[bytes]:
     check_shard(folder, shard)
     with _unpacked(path) as file:
         yield from file
+
+
+def published_rows(
+    folder: Path, shard: Shard, decode: Callable[[bytes], T], *, do: str = "generate or filter again"
+) -> Iterator[tuple[bytes, T]]:
+    """Yield the lines of a published shard, each with what `decode` makes of it; `do` is the advice where it cannot.
+
+    Raises: DataError where the shard is not the one that was published, or with `path:line` where a line is not a row.
+    """
+    for number, line in enumerate(read_lines(folder, shard), start=1):
+        try:
+            row = decode(line)
+        except UNREADABLE as error:
+            raise DataError(f"{folder / shard.file}:{number}: not a row ({error}); {do}") from None
+        yield line, row
 
 
 @contextmanager

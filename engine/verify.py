@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from engine.columns import Batch, Columns, Parser
-from engine.decode import published_rows
 from engine.errors import DataError
 from engine.explain import filter_settings
 from engine.filter import QUOTA, RULES, Filter
@@ -22,7 +21,7 @@ from engine.filter_batch import BatchFilter
 from engine.logprobs import check_logprobs
 from engine.rows import OUTCOMES, Outcome, Row, Verdict
 from engine.run_rows import is_run, run_lines
-from engine.shards import Manifest, Shard, check_shard, read_lines, read_manifest
+from engine.shards import Manifest, Shard, check_shard, published_rows, read_lines, read_manifest
 from engine.tally import Tally
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 import xxhash
 
-from engine.decode import UNREADABLE, published_rows
+from engine.decode import UNREADABLE
 from engine.errors import DataError
 from engine.filter import RULES
 from engine.funnel import STAGES
 from engine.rows import OUTCOMES, user_turn
-from engine.shards import Manifest, read_manifest
+from engine.shards import Manifest, published_rows, read_manifest
 from evals.answers import Answer, read_answers
 from evals.contestants import DONE, NAMES
 from evals.evaluate import FOLDER, Summary, read_summary

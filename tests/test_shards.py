@@ -130,10 +130,12 @@ def test_a_shard_that_is_not_what_was_published_is_named(tmp_path: Path, change:
 def test_no_manifest_and_a_broken_one_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="is not a run"):
         read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"schema": "one"}')
-    with pytest.raises(DataError, match=r"manifest\.json: cannot be read"):
-        read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"schema": 2}')
+    of_a_bundle = b'{"schema": 1, "files": []}'
+    for data in (b'{"schema": "one"}', b"{}", of_a_bundle, b"\xff", b'{"schema": 1, "shards": {}}', b"[" * 9999):
+        (tmp_path / "manifest.json").write_bytes(data)
+        with pytest.raises(DataError, match=r"manifest\.json: is no manifest of a run \(.+\); give the folder"):
+            read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema": 2, "shards": [{"new": 1}]}')
     with pytest.raises(DataError, match=r"has schema 2, and this version of potstill reads 1"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").unlink()

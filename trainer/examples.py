@@ -12,9 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from engine.decode import published_rows
 from engine.rows import Row, user_turn
-from engine.shards import Manifest
+from engine.shards import Manifest, published_rows
 from engine.split import group_of, held_out
 from engine.split import normalised as normalised
 
