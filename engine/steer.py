@@ -16,12 +16,14 @@ import msgspec
 from engine.filter import QUOTA, Filter
 from engine.goal import Ending, Goal
 from engine.places import Entry, Places
-from engine.rows import Completion, Outcome, Prompt, Verdict, hash_id
+from engine.rows import Completion, Outcome, Prompt, Verdict, hash_id, user_turn
 from engine.rules import Draft
 from engine.seen import SeenKeys
 
 NOT_ASKED = Completion(id="", text="", finish_reason="")
 """What a prompt that never went to the teacher has in place of a completion."""
+EMPTY = "the prompt is empty"
+"""Why a prompt has failed that asks nothing: a teacher would answer it all the same."""
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -112,6 +114,10 @@ class Steering:
         """Take the next prompt in order, and decide whether it is asked, held back or skipped."""
         entry = Entry(prompt, self.filter.cap_key(prompt.instruction, prompt.template))
         self._order.append(entry)
+        if not user_turn(prompt.instruction, prompt.input).strip():
+            entry.completion = Completion(id=prompt.id, text="", finish_reason="error", error=EMPTY)
+            self.waiting_bytes += _bytes(entry)
+            return
         if self._refuse:
             entry.skip = self.filter.optional.refuse(prompt.instruction, prompt.input)
         if entry.skip is None and not (self._greedy and self._is_twin(entry)):

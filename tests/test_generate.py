@@ -59,6 +59,24 @@ def test_accepted_stops_as_soon_as_enough_is_kept(tmp_path: Path) -> None:
     verify(tmp_path / "run")
 
 
+def test_an_empty_prompt_is_one_failed_row_and_is_not_asked(tmp_path: Path) -> None:
+    texts = [" " if number % 50 == 0 else f"Name {number} things." for number in range(200)]
+    (tmp_path / "prompts.jsonl").write_bytes(b"".join(orjson.dumps({"instruction": text}) + b"\n" for text in texts))
+    changes = (
+        "prompts.templates=",
+        f"prompts.file={tmp_path / 'prompts.jsonl'}",
+        "filter.cap_per_template=0",
+        "teacher.echo.repeats=0",
+    )
+    summary = generate(settings(*changes), tmp_path / "run")
+    failed = [orjson.loads(line) for line in lines(tmp_path / "run", "failed")]
+    assert [(row["index"], row["reason"], row.get("output", "")) for row in failed] == [
+        (number, "the prompt is empty", "") for number in (0, 50, 100, 150)
+    ]
+    assert (summary["asked"], summary["failed"]) == (200, 4)
+    assert verify(tmp_path / "run")["failed"] == 4
+
+
 def test_accepted_says_when_the_prompts_run_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = generate(settings("output.accepted=2900", "filter.cap_per_template=0"), tmp_path / "run")
     assert summary["asked"] == 3000
