@@ -149,31 +149,27 @@ def generated(url: str, folder: Path) -> list[bytes]:
     return [line for shard in manifest.of("kept") for line in read_lines(folder, shard)]
 
 
-def test_a_run_that_meets_a_spent_limit_ends_and_goes_on_later_with_the_same_rows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with serving(Endpoint()) as endpoint:
-        calm = generated(endpoint.url, tmp_path / "calm")
-        asked = len(endpoint.seen)
-        endpoint.gate = lambda seen: server.RATE_LIMIT if len(endpoint.seen) > asked + 60 else None
-        with pytest.raises(LimitError, match="run the same command again"):
-            generated(endpoint.url, tmp_path / "spent")
-        assert "restart" not in capsys.readouterr().err, "patience was there, asking again at once is of no use"
-        endpoint.gate = None
-        assert generated(endpoint.url, tmp_path / "spent") == calm
-    assert verify(tmp_path / "spent")["failed"] == 0
-
-
-def test_a_run_whose_endpoint_breaks_for_everybody_fails_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [(server.RATE_LIMIT, LimitError, "run the same command again"), (server.BROKEN, EndpointError, "went down")],
+)
+def test_a_run_whose_endpoint_answers_nobody_ends_without_a_failed_row_and_goes_on_later_with_the_same_rows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: Fault,
+    error: type[EndpointError],
+    words: str,
 ) -> None:
     monkeypatch.setattr("engine.generate.BACKOFF_S", 0.01)
     with serving(Endpoint()) as endpoint:
         calm = generated(endpoint.url, tmp_path / "calm")
         asked = len(endpoint.seen)
-        endpoint.gate = lambda seen: server.BROKEN if len(endpoint.seen) > asked + 60 else None
-        with pytest.raises(EndpointError, match="went down"):
-            generated(endpoint.url, tmp_path / "broken")
+        endpoint.gate = lambda seen: answer if len(endpoint.seen) > asked + 60 else None
+        with pytest.raises(error, match=words):
+            generated(endpoint.url, tmp_path / "run")
+        restarted = "restart" in capsys.readouterr().err
+        assert restarted == (error is not LimitError), "a spent limit had its patience; asking at once is of no use"
         endpoint.gate = None
-        assert generated(endpoint.url, tmp_path / "broken") == calm
-    assert verify(tmp_path / "broken")["failed"] == 0
+        assert generated(endpoint.url, tmp_path / "run") == calm
+    assert verify(tmp_path / "run")["failed"] == 0

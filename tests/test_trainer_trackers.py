@@ -12,7 +12,7 @@ import pytest
 from students import make_rows, write_run
 
 import potstill
-from trainer.trackers import told
+from trainer.trackers import reporting
 
 pytestmark = pytest.mark.model
 
@@ -43,9 +43,9 @@ def test_two_trainings_of_one_process_write_each_to_its_own_place(
 ) -> None:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     for name in ("teacher", "student"):
-        with told((), logs=tmp_path / name):
+        with reporting((), logs=tmp_path / name):
             assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / name)
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "mine")
-    with told((), logs=tmp_path):
+    with reporting((), logs=tmp_path):
         assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"

@@ -22,7 +22,7 @@ def names(out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def told(chosen: Sequence[str], *, logs: Path) -> Iterator[None]:
+def reporting(chosen: Sequence[str], *, logs: Path) -> Iterator[None]:
     """While it lasts, TensorBoard writes to `logs`; left alone, it would write among checkpoints that are deleted."""
     wanted = {"TENSORBOARD_LOGGING_DIR": str(logs), "WANDB_PROJECT": PROJECT}
     unset = [name for name in wanted if name not in os.environ]

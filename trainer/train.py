@@ -154,7 +154,7 @@ def _fit(job: Job, checkpoint: Path | None) -> Done:
     arguments |= trackers.names(job.out)
     parts = {name: len(rows) for name, rows in job.prepared.parts().items()}
     journal = Journal(job.records / "metrics.jsonl", parts=parts, writes=ranks.is_main())
-    reports = trackers.told(job.config.train.report_to, logs=job.records / "logs")
+    reports = trackers.reporting(job.config.train.report_to, logs=job.records / "logs")
     with reports, _full_memory(job), disk(job.out):
         trainer = _trainer(job, arguments, journal)
         _report(job, arguments, trainer, checkpoint)
