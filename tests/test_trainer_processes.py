@@ -21,7 +21,8 @@ from trainer import launch, ranks
 from trainer.arguments import Load, plan_steps, share
 from trainer.done import Done
 from trainer.journal import Journal, read_lines
-from trainer.plan import Machine, make_plan
+from trainer.loop import on_one_card
+from trainer.plan import VISIBLE, Machine, look, make_plan
 from trainer.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,6 +133,42 @@ def test_number_format_and_compilation_are_the_configuration_s(monkeypatch: pyte
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
     ranks.heed_launcher()
     assert not os.environ.keys() & set(ranks.SETTLED)
+
+
+@pytest.mark.parametrize("before", [None, "2,3"])
+def test_one_process_sees_one_card_and_what_it_starts_sees_all(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    import torch
+
+    seen: list[str | None] = []
+
+    def is_available() -> bool:
+        seen.append(os.environ.get(VISIBLE))
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    if before is not None:
+        monkeypatch.setenv(VISIBLE, before)
+    look()
+    assert seen == ["0" if before is None else "2"]
+    assert os.environ.get(VISIBLE) == before
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    look()
+    assert seen[1] == before
+
+
+def test_a_trainer_takes_one_card_where_cuda_knows_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from trl import SFTConfig
+
+    for name, value in {"is_available": True, "device_count": 2, "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    arguments = SFTConfig(output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False)
+    assert arguments.n_gpu == 2, "as the library has it"
+    assert on_one_card(arguments).n_gpu == 1
+    assert arguments.train_batch_size == arguments.per_device_train_batch_size
 
 
 class Alone(msgspec.Struct):

@@ -40,7 +40,7 @@ def build(
 
     trainer = _trainer_class()(
         model=model,
-        args=SFTConfig(**arguments),
+        args=on_one_card(SFTConfig(**arguments)),
         train_dataset=_dataset(train, numbered=captured is not None),
         # Sorted by length, so that little of a validation batch is padding.
         eval_dataset={name: _dataset(sorted(rows, key=lambda row: row.tokens)) for name, rows in validation.items()}
@@ -56,6 +56,16 @@ def build(
     drop_printer(trainer)
     _check_rows(trainer.train_dataset, train)
     return trainer
+
+
+def on_one_card(args: Any) -> Any:
+    """Return the arguments of a trainer that takes one card, also where CUDA has started with several in sight.
+
+    The library would spread every batch over all of them (torch's DataParallel), which TRL refuses.
+    """
+    _ = args.device  # counts the cards
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def _dataset(rows: Sequence[Rendered], *, numbered: bool = False) -> Any:

@@ -85,7 +85,7 @@ def build(job: Job, model: Any, arguments: dict[str, Any], journal: Journal) -> 
     trainer = _trainer_class()(
         model=model,
         teacher_model=trl_backend.load_teacher(job.config.teacher, job.plan),
-        args=DistillationConfig(**arguments),
+        args=loop.on_one_card(DistillationConfig(**arguments)),
         train_dataset=_prompts(job.prepared),
         processing_class=job.prepared.chat.tokenizer,
         callbacks=[loop.callback(journal, 0)],

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import msgspec
@@ -16,6 +18,8 @@ from engine.config import Train
 from engine.errors import ConfigError, MissingError
 from trainer import ranks
 from trainer.ranks import note
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -50,22 +54,38 @@ def look() -> Machine:
 
     Raises: ConfigError where there are more processes than cards.
     """
-    if not ranks.launched():
-        # With several cards in sight of one process, the trainer would spread every batch over them and TRL refuses.
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     import torch
 
     unsloth, bitsandbytes = (importlib.util.find_spec(name) is not None for name in ("unsloth", "bitsandbytes"))
-    if not torch.cuda.is_available():
-        return Machine("cpu", _cpu_bfloat16(), unsloth, bitsandbytes, processes=ranks.processes())
-    if ranks.local() >= torch.cuda.device_count():
-        raise ConfigError(
-            f"{ranks.processes()} processes, and {torch.cuda.device_count()} GPUs are in sight; start one process a GPU"
-        )
-    torch.cuda.set_device(ranks.local())
-    memory_bytes = torch.cuda.get_device_properties(ranks.local()).total_memory
-    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return Machine("cuda", bfloat16, unsloth, bitsandbytes, memory_bytes, ranks.processes())
+    with nullcontext() if ranks.launched() else _one_card_in_sight():
+        if not torch.cuda.is_available():
+            return Machine("cpu", _cpu_bfloat16(), unsloth, bitsandbytes, processes=ranks.processes())
+        if ranks.local() >= torch.cuda.device_count():
+            raise ConfigError(
+                f"{ranks.processes()} processes, and {torch.cuda.device_count()} GPUs are in sight; "
+                "start one process a GPU"
+            )
+        torch.cuda.set_device(ranks.local())
+        memory_bytes = torch.cuda.get_device_properties(ranks.local()).total_memory
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Machine("cuda", bfloat16, unsloth, bitsandbytes, memory_bytes, ranks.processes())
+
+
+@contextmanager
+def _one_card_in_sight() -> Iterator[None]:
+    """Let CUDA start with the first card alone; it looks once, so what this process starts later sees all again.
+
+    With several in sight, the trainer would spread every batch over them, which TRL refuses.
+    """
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = "0" if before is None else before.split(",")[0]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VISIBLE]
+        else:
+            os.environ[VISIBLE] = before
 
 
 def check_settings(train: Train) -> None:
