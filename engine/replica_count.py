@@ -12,10 +12,9 @@ from pathlib import Path
 import msgspec
 
 from engine.config import Teacher
-from engine.gpu import look_at_gpus
+from engine.gpu import cards, look_at_gpus
 from engine.model_hash import hub_folder
 from engine.models import resolve_model
-from engine.replicas import cards
 from engine.vllm_settings import RESERVED_BYTES
 
 SMALL_BYTES = 2 * 2**30

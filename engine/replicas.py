@@ -25,6 +25,7 @@ from engine import errors
 from engine.backend import Watch
 from engine.config import Sampling, Teacher
 from engine.errors import EngineError, PotstillError
+from engine.gpu import cards
 from engine.progress import note
 from engine.replica_worker import Abort, Add, Answers, Died, Ready, encode, from_worker, work
 from engine.rows import Completion, Prompt
@@ -279,14 +280,3 @@ def cards_used(teacher: Teacher) -> int:
     """Return on how many GPUs a teacher's replicas are."""
     groups = len(cards()) // teacher.tensor_parallel_size
     return min(groups, teacher.replica_count) * teacher.tensor_parallel_size
-
-
-def cards() -> list[str]:
-    """Return the GPUs that this process may use, by what CUDA_VISIBLE_DEVICES or the driver's folder says."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [card for card in visible.split(",") if card]
-    try:
-        return [str(number) for number in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
-    except OSError:
-        return []

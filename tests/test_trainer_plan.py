@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.config import Train
@@ -54,6 +55,16 @@ UNSLOTH_CHANGES: dict[str, Any] = {
 def test_auto_takes_what_the_machine_has(machine: Machine, backend: str, tuning: str, dtype: str) -> None:
     plan = make_plan(Train(), machine)
     assert (plan.backend, plan.tuning, plan.dtype) == (backend, tuning, dtype)
+
+
+def test_cards_that_stay_idle_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    make_plan(Train(), H100)
+    assert capsys.readouterr().err == "train  on one of 3 GPUs; --processes 3 takes all\n"
+    make_plan(Train(), msgspec.structs.replace(H100, processes=3))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    make_plan(Train(), H100)
+    assert not capsys.readouterr().err
 
 
 def test_a_qlora_that_becomes_lora_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from engine.config import Train
 from engine.errors import ConfigError, MissingError
+from engine.gpu import cards
 from trainer import ranks
 from trainer.ranks import note
 
@@ -110,6 +111,8 @@ def make_plan(train: Train, machine: Machine) -> Plan:
                 f"train.report_to: {name} is not installed; pip install 'potstill[{name}]', or take it out"
             )
     check_settings(train)
+    if machine.device == "cuda" and machine.processes == 1 < len(cards()):
+        note(f"train  on one of {len(cards())} GPUs; --processes {len(cards())} takes all")
     tuning = train.tuning
     if tuning == "qlora" and (machine.device == "cpu" or not machine.bitsandbytes):
         missing = "no GPU" if machine.device == "cpu" else "no bitsandbytes"
