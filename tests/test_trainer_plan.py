@@ -61,7 +61,7 @@ def test_cards_that_stay_idle_are_said(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     make_plan(Train(), H100)
     assert capsys.readouterr().err == "train  on one of 3 GPUs; --processes 3 takes all\n"
-    make_plan(Train(), msgspec.structs.replace(H100, processes=3))
+    make_plan(Train(backend="trl"), msgspec.structs.replace(H100, processes=3))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
     make_plan(Train(), H100)
     assert not capsys.readouterr().err
