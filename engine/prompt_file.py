@@ -7,16 +7,25 @@ of ids, seeds or counts; `engine.prompts` makes prompts of what is described her
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
 
+from engine.constraints import KEYS as FORM_KEYS
 from engine.constraints import Constraints
 from engine.errors import DataError
 from engine.lines import LineFile, decode_line
+from engine.progress import note
 from engine.rows import Constraint, Message, Role
+
+QUESTION_KEYS = ("instruction", "prompt", "messages")
+"""Where a line may say what is asked: in one of these."""
+TEXT_KEYS = ("input", "template")
+READ_KEYS = frozenset((*QUESTION_KEYS, *TEXT_KEYS, *FORM_KEYS))
+UNREAD_SHOWN = 8
+"""Names of other keys that are said; a file may have as many as it has lines."""
 
 
 class Record(NamedTuple):
@@ -41,6 +50,7 @@ class PromptFile:
         self._constraints = Constraints(path.parent)
         self.plain = True
         """No record has an input."""
+        self._unread: dict[str, None] = {}
         said = _Said()
 
         def check(number: int, line: bytes) -> None:
@@ -56,6 +66,10 @@ class PromptFile:
         """Names of the templates that the records say they are from."""
         self.disjoint = said.disjoint()
         """No instruction stands under two templates."""
+        if self._unread:
+            names = [repr(key) for key in self._unread]
+            shown = ", ".join([*names[:UNREAD_SHOWN], "..."] if len(names) > UNREAD_SHOWN else names)
+            note(f"{path}: keys that are not read: {shown} (those that are: docs/sampling.md)")
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -69,17 +83,30 @@ class PromptFile:
             yield number, self._record(number, line, checked=True)
 
     def _record(self, number: int, line: bytes, *, checked: bool = False) -> Record:
-        data = decode_line(self._path, number, line)
+        # JSON Lines of a table have a null where a row has no value.
+        data = {key: value for key, value in decode_line(self._path, number, line).items() if value is not None}
+        where = self._where(number)
+        if not checked:
+            self._note_unread(data)
+        given = [key for key in QUESTION_KEYS if key in data]
+        if len(given) > 1:
+            raise DataError(f"{where}: {' and '.join(given)} each say what is asked; keep one of them")
+        if not given:
+            raise DataError(f"{where}: nothing is asked; give a text under instruction or prompt, or messages")
+        for key in (*QUESTION_KEYS[:2], *TEXT_KEYS):
+            if not isinstance(data.get(key, ""), str):
+                raise DataError(f"{where}: {key} must be a text; mend the line")
         prefix: tuple[Message, ...] = ()
-        instruction = data.get("instruction", data.get("prompt"))
+        instruction = data[given[0]]
         if "messages" in data:
-            instruction, prefix = self._from_messages(number, data["messages"])
-        input_text = data.get("input", "")
-        template = data.get("template", "default")
-        if not isinstance(instruction, str) or not isinstance(input_text, str) or not isinstance(template, str):
-            raise DataError(f"{self._where(number)}: needs a text under instruction, prompt or messages; mend the line")
-        constraint = self._constraints.of(data, where=self._where(number), checked=checked)
-        return Record(instruction, input_text, template, prefix, constraint)
+            instruction, prefix = self._from_messages(number, instruction)
+        constraint = self._constraints.of(data, where=where, checked=checked)
+        return Record(instruction, data.get("input", ""), data.get("template", "default"), prefix, constraint)
+
+    def _note_unread(self, data: Mapping[str, Any]) -> None:
+        for key in data:
+            if key not in READ_KEYS and len(self._unread) <= UNREAD_SHOWN:
+                self._unread[key] = None
 
     def _from_messages(self, number: int, messages: Any) -> tuple[str, tuple[Message, ...]]:
         """Take the user turn of an OpenAI-style conversation; a system turn before it is for the teacher only."""

@@ -101,7 +101,7 @@ class Prompts(Section, frozen=True):
     templates: str = ""
     """Template file (TOML)."""
     file: str = ""
-    """Your own prompts instead: JSONL with `instruction`, `prompt` or `messages`, and optional `input`, `template`."""
+    """Your own prompts instead: JSONL with one of `instruction`, `prompt`, `messages` (all keys: docs/sampling.md)."""
     count: Positive | None = None
     """Prompts to ask; None asks every prompt of a file, or 1,000 of templates."""
     seed: int = 42

@@ -1,6 +1,4 @@
 import codecs
-import json
-import tracemalloc
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -192,97 +190,6 @@ slots.line.lines = "l.txt"
     (tmp_path / "t.jsonl").write_text('{"a": "x", "b": "y"}\n' * 200 + '{"a": "x"}\n')
     with pytest.raises(DataError, match=r"t\.jsonl:201: no text or number under 'b'"):
         source(path)
-
-
-def prompt_file(folder: Path, *records: object) -> Prompts:
-    path = folder / "p.jsonl"
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
-    return Prompts(file=str(path))
-
-
-def test_own_prompts(tmp_path: Path) -> None:
-    settings = prompt_file(
-        tmp_path,
-        {"instruction": "Translate.", "input": "chat", "template": "fr"},
-        {"prompt": "Say hi"},
-        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]},
-        {"prompt": "Say hi"},
-    )
-    prompts = list(open_source(settings, run_seed=1, greedy=True).prompts())
-    assert [p.question for p in prompts] == ["Translate.\n\nchat", "Say hi", "Why?", "Say hi"]
-    assert prompts[2].prefix[0].content == "Be brief."
-    assert prompts[0].template == "fr"
-    assert len({p.id for p in prompts}) == 4
-
-
-FILE = (
-    b'\xef\xbb\xbf{"instruction": "Translate.", "input": "chat", "template": "fr"}\r\n'
-    b"\n"
-    b'{"prompt": "Say hi"}\n'
-    b"  \t\r\n"
-    b'{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]}\n'
-    b'{"prompt": "Sagt \xc3\xa4h", "choice": ["yes", "no"]}'
-)
-
-
-def test_ids_and_seeds_of_a_file_are_what_they_always_were(tmp_path: Path) -> None:
-    """Those of an older run must come out, or it could not go on."""
-    path = tmp_path / "p.jsonl"
-    path.write_bytes(FILE)
-    once = open_source(Prompts(file=str(path)), run_seed=7, greedy=False)
-    assert once.fingerprint == "4fae043cba65611d9b38f37e6d635c07"
-    assert (once.count, once.plain, once.names, once.disjoint) == (4, False, {"fr", "default"}, True)
-    assert [(p.index, p.id, p.seed, p.question) for p in once.prompts()] == [
-        (0, "67106d49dd699f1f247d2ce90e8e1400", 3227628724633769258, "Translate.\n\nchat"),
-        (1, "2d26de6c1f8867b072b4b90cea8ad2d4", 1815705628874158612, "Say hi"),
-        (2, "47a6e701608c083d308a6279978bb659", 3986325775661154661, "Why?"),
-        (3, "ee798bf6c76b46c115226a9a4c3b190b", 2395644454754470628, "Sagt äh"),
-    ]
-    twice = open_source(Prompts(file=str(path)), run_seed=7, greedy=False, samples=2)
-    assert [(p.index, p.id, p.seed) for p in islice(twice.prompts(3), 2)] == [
-        (3, "e281141dcf01a18d2249c6c6a2796aac", 2882707251924834252),
-        (4, "0743d146b6071476f1808c59169f8708", 3986325775661154661),
-    ]
-
-
-def test_a_file_says_whether_a_question_is_under_two_templates(tmp_path: Path) -> None:
-    def told(*records: tuple[str, str]) -> bool:
-        lines = [{"prompt": text, "template": template} for text, template in records]
-        return open_source(prompt_file(tmp_path, *lines), run_seed=1, greedy=True).disjoint
-
-    assert told(("a", "x"), ("a", "x"), ("b", "x"))
-    assert told(("a", "x"), ("b", "y"), ("a", "x"), *((str(number), str(number % 3)) for number in range(200)))
-    assert not told(("a", "x"), ("b", "y"), *((str(number), "x") for number in range(200)), (" a ", "y"))
-
-
-def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(f'{{"prompt": "{number} {"x" * 280}"}}\n' for number in range(30_000)))
-    tracemalloc.start()
-    prompts = open_source(Prompts(file=str(path)), run_seed=1, greedy=True).prompts(20_000)
-    assert next(prompts).instruction.startswith("20000 ")
-    held, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert held < 0.5e6, "9 MB of lines"
-    assert most < 3e6, "a buffer, and 12 bytes a line while they are checked"
-
-
-def test_a_schema_file_is_read_once(tmp_path: Path) -> None:
-    schema = tmp_path / "s.json"
-    schema.write_text('{"type": "object"}')
-    settings = prompt_file(tmp_path, *({"prompt": str(number), "json_schema": "s.json"} for number in range(3)))
-    source = open_source(settings, run_seed=1, greedy=True)
-    schema.unlink()
-    assert [p.constraint.json_schema for p in source.prompts() if p.constraint] == ['{"type":"object"}'] * 3
-
-
-@pytest.mark.parametrize(
-    "bad",
-    ['{"instruction": 3}', "{", "[1]", '{"messages": [{"role": "user"}]}', '{"messages": "hi"}', '{"prompt": null}'],
-)
-def test_a_bad_prompt_is_named_before_anything_is_asked(tmp_path: Path, bad: str) -> None:
-    with pytest.raises(DataError, match=r"p\.jsonl:2"):
-        open_source(prompt_file(tmp_path, {"prompt": "fine"}, bad), run_seed=1, greedy=True)
 
 
 def test_one_source_is_needed() -> None:
