@@ -23,7 +23,7 @@ from engine.rows import Constraint, Message, Role
 QUESTION_KEYS = ("instruction", "prompt", "messages")
 """Where a line may say what is asked: in one of these."""
 TEXT_KEYS = ("input", "template")
-READ_KEYS = frozenset((*QUESTION_KEYS, *TEXT_KEYS, *FORM_KEYS))
+READ_KEYS = frozenset((*QUESTION_KEYS, *TEXT_KEYS, *FORM_KEYS, "max_tokens"))
 UNREAD_SHOWN = 8
 """Names of other keys that are said; a file may have as many as it has lines."""
 
@@ -36,6 +36,7 @@ class Record(NamedTuple):
     template: str
     prefix: tuple[Message, ...]
     constraint: Constraint | None
+    max_tokens: int | None
 
 
 class PromptFile:
@@ -101,7 +102,11 @@ class PromptFile:
         if "messages" in data:
             instruction, prefix = self._from_messages(number, instruction)
         constraint = self._constraints.of(data, where=where, checked=checked)
-        return Record(instruction, data.get("input", ""), data.get("template", "default"), prefix, constraint)
+        max_tokens = data.get("max_tokens")
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+            raise DataError(f"{where}: max_tokens must be a whole number above 0; mend the line")
+        texts = instruction, data.get("input", ""), data.get("template", "default")
+        return Record(*texts, prefix, constraint, max_tokens)
 
     def _note_unread(self, data: Mapping[str, Any]) -> None:
         for key in data:

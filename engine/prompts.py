@@ -155,6 +155,7 @@ class FileSource(Source):
                 instruction=record.instruction,
                 input=record.input,
                 prefix=record.prefix,
+                max_tokens=record.max_tokens,
                 seed=row_seed(self._run_seed, prompt_id),
                 constraint=record.constraint,
             )

@@ -148,7 +148,7 @@ class EngineThread(threading.Thread):
             return ""
         return (
             f"the prompt has {asked} tokens and the answer may have {answer}, more than teacher.max_model_len "
-            f"({max_model_len}) together; shorten the prompt, or change teacher.max_model_len or sampling.max_tokens"
+            f"({max_model_len}) together; shorten the prompt, or change teacher.max_model_len or max_tokens"
         )
 
     def _drop(self, vllm: Any, ids: Sequence[str]) -> None:

@@ -5,11 +5,16 @@ import tracemalloc
 from itertools import islice
 from pathlib import Path
 
+import orjson
 import pytest
+from echo_runs import lines
 
-from engine.config import Prompts
-from engine.errors import DataError
+from engine.config import Prompts, Sampling, Teacher, load
+from engine.errors import ConfigError, DataError
+from engine.generate import generate
+from engine.openai_wire import Request
 from engine.prompts import open_source
+from engine.vllm_settings import answer_tokens
 
 
 def prompt_file(folder: Path, *records: object) -> Prompts:
@@ -63,6 +68,38 @@ def test_ids_and_seeds_of_a_file_are_what_they_always_were(tmp_path: Path) -> No
     ]
 
 
+def test_a_line_bounds_its_own_answer(tmp_path: Path) -> None:
+    settings = prompt_file(
+        tmp_path, {"prompt": "a", "max_tokens": 3}, {"prompt": "b"}, {"prompt": "c", "max_tokens": 9}
+    )
+    source = open_source(settings, run_seed=1, greedy=False, samples=2)
+    prompts = list(source.prompts())
+    assert [p.max_tokens for p in prompts] == [3, 3, None, None, 9, 9]
+    sampling = Sampling(max_tokens=5)
+    assert [answer_tokens(sampling, p) for p in prompts[::2]] == [3, 5, 9]
+    bodies = [orjson.loads(Request(Teacher(model="m"), sampling, stream=False).body(p)) for p in prompts[::2]]
+    assert [body["max_tokens"] for body in bodies] == [3, 5, 9]
+
+
+def test_a_run_keeps_to_the_bounds_of_its_lines_and_refuses_others_afterwards(tmp_path: Path) -> None:
+    overrides = ["teacher.backend=echo", "teacher.replicas=2", "sampling.max_tokens=6", "filter.min_chars=1"]
+    overrides += ["teacher.echo.empty=0", f"prompts.file={tmp_path / 'p.jsonl'}", "filter.cap_per_template=0"]
+    records = [{"prompt": f"Say {number} at length."} for number in range(30)]
+    for number, record in enumerate(records[:20]):
+        record["max_tokens"] = 1 + number % 2 * 3
+    prompt_file(tmp_path, *records)
+    generate(load(None, overrides), tmp_path / "run")
+    rows = sorted(map(orjson.loads, lines(tmp_path / "run")), key=lambda row: row["index"])
+    assert len(rows) > 20
+    assert {(row["index"], row["output_tokens"], len(row["output"])) for row in rows} <= {
+        (number, bound, 4 * bound) for number, bound in enumerate([record.get("max_tokens", 6) for record in records])
+    }
+    records[0]["max_tokens"] = 2
+    prompt_file(tmp_path, *records)
+    with pytest.raises(ConfigError, match=r"prompts\.content"):
+        generate(load(None, overrides), tmp_path / "run")
+
+
 def test_a_file_says_whether_a_question_is_under_two_templates(tmp_path: Path) -> None:
     def told(*records: tuple[str, str]) -> bool:
         lines = [{"prompt": text, "template": template} for text, template in records]
@@ -104,6 +141,10 @@ BAD_LINES = {
     '{"input": "3"}': "nothing is asked; give a text",
     '{"prompt": "a", "input": 3}': "input must be a text",
     '{"prompt": "a", "template": ["t"]}': "template must be a text",
+    '{"prompt": "a", "max_tokens": 0}': "max_tokens must be a whole number above 0",
+    '{"prompt": "a", "max_tokens": 2.0}': "max_tokens must be a whole number above 0",
+    '{"prompt": "a", "max_tokens": true}': "max_tokens must be a whole number above 0",
+    '{"prompt": "a", "max_tokens": "12"}': "max_tokens must be a whole number above 0",
     '{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}': "prompt and messages each say what is",
     '{"prompt": "a", "instruction": "a"}': "instruction and prompt each say what is asked; keep one of them",
 }
