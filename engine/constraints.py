@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import xxhash
 
 from engine.decode import UNREADABLE
 from engine.errors import ConfigError
@@ -38,6 +39,10 @@ class Constraints:
         self._folder = folder
         self._files: dict[str, str] = {}
         """Texts of the schemas that were found good, by the names of their files."""
+
+    def digests(self) -> dict[str, str]:
+        """Return the xxh3-128 of each schema that is in a file, by the file's name; its layout does not count."""
+        return {name: xxhash.xxh3_128_hexdigest(text.encode()) for name, text in self._files.items()}
 
     def of(self, entry: Mapping[str, Any], *, where: str, checked: bool = False) -> Constraint | None:
         """Return an entry's constraint, as `constraint_of` does; `checked`: it has been made before."""

@@ -63,6 +63,8 @@ class PromptFile:
         if not len(self._lines):
             raise DataError(f"{path}: holds no prompts; give one JSON object a line")
         self.fingerprint = self._lines.digest
+        self.schemas = self._constraints.digests()
+        """Hashes of the schemas whose files the records name, by these names."""
         self.templates = frozenset(said.templates)
         """Names of the templates that the records say they are from."""
         self.disjoint = said.disjoint()

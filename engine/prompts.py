@@ -9,8 +9,9 @@ teachers, filters or disk.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import xxhash
@@ -60,6 +61,8 @@ class Source:
     """How many prompts there are to ask; None where only the space of combinations ends them."""
     fingerprint: str
     """Hash of what the prompts are made from."""
+    schemas: Mapping[str, str] = MappingProxyType({})
+    """Hashes of schemas that it leaves out, each under a key that names its file."""
     disjoint: bool
     """No two template ids can make the same instruction."""
     plain: bool
@@ -144,6 +147,7 @@ class FileSource(Source):
         self.names = self._file.templates
         self.disjoint = self._file.disjoint
         self.fingerprint = self._file.fingerprint
+        self.schemas = {f"prompts.json_schema[{name}]": digest for name, digest in self._file.schemas.items()}
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
         for index, (number, record) in zip(range(start, self._asked), self._file.records(start), strict=False):
@@ -167,6 +171,7 @@ class SampledSource(Source):
     def __init__(self, source: Source, *, samples: int, run_seed: int) -> None:
         self.count = source.count * samples if source.count is not None else None
         self.fingerprint = source.fingerprint
+        self.schemas = source.schemas
         self.disjoint = source.disjoint
         self.plain = source.plain
         self.names = source.names

@@ -71,7 +71,7 @@ SPEED_KEYS = frozenset(
 """Settings that decide how fast rows come, where they lie and how far a run goes, not which rows come; a run may go on
 with others.
 
-A template or prompt file counts by its content, not by its path.
+A template or prompt file, and a schema that it names, counts by its content, not by its path.
 """
 CONFIG = "config.toml"
 GROWING = ("prompts.count", "output.accepted")
@@ -151,7 +151,7 @@ def fingerprint(settings: Config, source: Source) -> dict[str, Any]:
         }
     else:
         del chosen["teacher.echo"]
-    chosen["prompts.content"] = source.fingerprint
+    chosen |= {"prompts.content": source.fingerprint, **source.schemas}
     return {key: value for key, value in chosen.items() if value is not None}
 
 
@@ -215,8 +215,9 @@ def check_settings(
     Raises: ConfigError naming the key, the old and the new value.
     """
     now = _plain(fingerprint(settings, source))
-    # A setting that came with a later version had its default's effect before.
-    before_it = {key: value for key, value in _plain(configuration.flatten(Config())).items() if key in now}
+    # A setting that came with a later version had its default's effect before; what a schema said is not known.
+    defaults = _plain(configuration.flatten(Config())) | dict(source.schemas)
+    before_it = {key: value for key, value in defaults.items() if key in now}
     for key, before, after in configuration.changed_keys(before_it | manifest.fingerprint, now):
         if key in GROWING:
             continue

@@ -14,6 +14,8 @@ from engine.errors import ConfigError, DataError
 from engine.generate import generate
 from engine.openai_wire import Request
 from engine.prompts import open_source
+from engine.replay import replay
+from engine.shards import read_manifest, write_manifest
 from engine.vllm_settings import answer_tokens
 
 
@@ -148,6 +150,28 @@ BAD_LINES = {
     '{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}': "prompt and messages each say what is",
     '{"prompt": "a", "instruction": "a"}': "instruction and prompt each say what is asked; keep one of them",
 }
+
+
+def test_a_schema_file_that_changed_is_refused_by_name(tmp_path: Path) -> None:
+    schema = tmp_path / "form" / "s.json"
+    schema.parent.mkdir()
+    schema.write_text('{"type": "object"}')
+    prompt_file(tmp_path, *({"prompt": str(number), "json_schema": "form/s.json"} for number in range(3)))
+    samples = ("sampling.samples=2", "filter.dedup_on=[]", "filter.min_chars=0")
+    settings = load(None, ["teacher.backend=echo", f"prompts.file={tmp_path / 'p.jsonl'}", *samples])
+    generate(settings, tmp_path / "run")
+    schema.write_text('{ "type": "object" }\n')
+    assert generate(settings, tmp_path / "run")["asked"] == 6, "it says the same"
+    schema.write_text('{"type": "array"}')
+    for go_on in (lambda: generate(settings, tmp_path / "run"), lambda: replay(tmp_path / "run", "0")):
+        with pytest.raises(
+            ConfigError, match=r"begun with prompts\.json_schema\[form/s\.json\] = '\w{32}', not '\w{32}'"
+        ):
+            go_on()
+    manifest = read_manifest(tmp_path / "run")
+    del manifest.fingerprint["prompts.json_schema[form/s.json]"]
+    write_manifest(tmp_path / "run", manifest)
+    assert generate(settings, tmp_path / "run")["asked"] == 6, "a run of a version that did not look goes on"
 
 
 @pytest.mark.parametrize("bad", BAD_LINES)
