@@ -63,6 +63,7 @@ def run(*arguments: str, cwd: Path) -> dict[str, Any]:
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=cwd)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("\n") == 1, result.stdout
+    assert "train  unsloth made" not in result.stderr, "it trained with other arguments than the plain backend"
     sys.stderr.write(result.stderr)
     found: dict[str, Any] = json.loads(result.stdout)
     return found

@@ -146,6 +146,35 @@ def test_unsloth_s_defaults_change_nothing(train: Train) -> None:
     assert UNSLOTH_CHANGES.keys() <= arguments.keys()
 
 
+def as_unsloth_makes_them(config: Any) -> Any:
+    """Change arguments as Unsloth 2026.10.7 does when it builds a trainer (its models/rl.py and utils/packing.py)."""
+    if config.packing:
+        config.padding_free, config.remove_unused_columns = True, False
+    elif config.padding_free is None:
+        config.padding_free = True
+    if not config.bf16 and not config.fp16:
+        config.bf16 = True
+    if config.eval_strategy.value != "no":
+        if config.per_device_eval_batch_size == 8 > config.per_device_train_batch_size:
+            config.per_device_eval_batch_size = config.per_device_train_batch_size
+        if config.eval_accumulation_steps is None:
+            config.eval_accumulation_steps = config.gradient_accumulation_steps
+    if not config.bf16_full_eval and not config.fp16_full_eval:
+        config.bf16_full_eval, config.fp16_full_eval = config.bf16, config.fp16
+    return config
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "train", [Train(), Train(batch_size=8), Train(batch_size=8, packing=True), Train(packing=True, tuning="full")]
+)
+def test_unsloth_s_trainer_finds_nothing_to_change(train: Train) -> None:
+    from trl import SFTConfig
+
+    arguments = resolved(train, SERVER)
+    assert changed(arguments, as_unsloth_makes_them(SFTConfig(**arguments))) == {}
+
+
 @pytest.mark.model
 def test_a_library_that_changes_an_argument_is_caught() -> None:
     from trl import SFTConfig

@@ -110,10 +110,16 @@ def _data(train: Train, steps: Steps) -> dict[str, Any]:
         # The order of rows is ours (trainer/order.py): TRL's own length grouping changes when a run is resumed.
         "train_sampling_strategy": "random",
         "per_device_train_batch_size": steps.batch_size,
-        "per_device_eval_batch_size": train.batch_size,
+        "per_device_eval_batch_size": _evaluation_batch(train, steps),
         "dataloader_drop_last": False,
-        "remove_unused_columns": True,
+        # Packed rows have no other columns, and Unsloth keeps them all.
+        "remove_unused_columns": not train.packing,
     }
+
+
+def _evaluation_batch(train: Train, steps: Steps) -> int:
+    """Return rows evaluated at once: a step's. Unsloth takes an 8 for a default, and lowers it to packed rows' few."""
+    return 7 if train.batch_size == 8 > steps.batch_size else train.batch_size
 
 
 def _optimisation(train: Train, steps: Steps) -> dict[str, Any]:
