@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
-from engine.config import Config, from_mapping
+from engine.config import Config, Train, from_mapping
 from engine.gpu import Gpu, parse_gpus
 from trainer.doctor_machine import (
+    CPU_FLAGS,
     check_cards,
     check_disk,
     check_driver,
     check_libraries,
     check_plan,
+    cpu_bfloat16,
     machine_of,
 )
 from trainer.finding import Finding
-from trainer.plan import Machine
+from trainer.plan import Machine, _cpu_bfloat16
 
 GIB = 2**30
 T4 = Gpu("Tesla T4", "550.54", 15 * GIB, 15 * GIB, 7.5)
@@ -35,9 +37,28 @@ def test_what_nvidia_smi_says() -> None:
     assert [card.name for card in cards] == ["NVIDIA H100 80GB HBM3", "Tesla T4"]
     assert [card.bfloat16 for card in cards] == [True, False]
     assert machine_of(cards, {"unsloth": "1"}) == Machine("cuda", True, True, False, 81559 << 20)
-    assert machine_of([], {"bitsandbytes": "1"}) == Machine("cpu", False, False, True)
+    assert machine_of([], {"bitsandbytes": "1"}) == Machine("cpu", cpu_bfloat16(CPU_FLAGS), False, True)
     found = list(check_cards(Config(), cards, {}))
     assert [finding.level for finding in found if finding.check == "card"] == ["ok", "warn"]
+
+
+def test_what_a_cpu_says(tmp_path: Path) -> None:
+    flags = tmp_path / "cpuinfo"
+    for text, known in (("flags : avx512f amx_bf16 amx_tile", True), ("flags : avx512f avx2", False)):
+        flags.write_text(text)
+        assert cpu_bfloat16(flags) is known
+    assert not cpu_bfloat16(tmp_path / "nowhere")
+
+
+@pytest.mark.model
+def test_a_cpu_says_what_torch_sees() -> None:
+    assert cpu_bfloat16(CPU_FLAGS) == _cpu_bfloat16()
+
+
+def test_with_several_processes_the_plan_is_the_one_of_training() -> None:
+    versions = {"unsloth": "1", "bitsandbytes": "1"}
+    for processes, backend in ((1, "unsloth"), (2, "trl")):
+        assert backend in check_plan(Train(processes=processes), [H100, H100], versions).says
 
 
 @pytest.mark.parametrize(
@@ -49,6 +70,7 @@ def test_what_nvidia_smi_says() -> None:
         ({"train": {"preset": "t4"}}, [], "plan", "fail", "float16 needs a GPU"),
         ({"train": {"preset": "h100"}}, [H100], "plan", "ok", "lora with trl, in bfloat16"),
         ({}, [H100], "plan", "warn", "is lora with trl, in bfloat16, not qlora"),
+        ({"train": {"processes": 2}}, [H100], "plan", "fail", "processes = 2, and there are 1 cards"),
     ],
 )
 def test_cards(settings: dict[str, Any], cards: list[Gpu], check: str, level: str, says: str) -> None:

