@@ -1,7 +1,7 @@
 """The front door: a subcommand leads to the room that does it, and only that room is imported.
 
-Stdout is for results and ends with one line of JSON; progress and errors go to stderr. Exit 0 done, 1 failed,
-2 usage, 130 interrupted. A failure is one sentence; `--debug` shows where it came from.
+Stdout is for results and ends with one line of JSON; progress and errors go to stderr, as far as it takes them. Exit 0
+done, 1 failed, 2 usage, 130 interrupted. A failure is one sentence; `--debug` shows where it came from.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        from engine.complaints import tolerate_loss
+
+        tolerate_loss()
         for argument in arguments:
             if not _is_text(argument):
                 return _say(f"potstill: {argument!a} is not UTF-8 text; rename it, or set a UTF-8 locale", 2)

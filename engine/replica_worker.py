@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 import msgspec
 
 from engine.backend import Backend, Watch, backend_here
+from engine.complaints import tolerate_loss
 from engine.config import Sampling, Teacher
 from engine.errors import PotstillError
 from engine.rows import Completion, Prompt
@@ -69,6 +70,7 @@ def work(
     # A session of its own: a Ctrl-C would otherwise end vLLM's processes below this one, which still finish rows.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tolerate_loss()
     os.dup2(2, 1)  # stdout is the parent's, for results
     os.environ.update(environment)
     started = threading.Event()
