@@ -16,6 +16,10 @@ Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Rate = Annotated[float, Meta(gt=0.0, le=1e12)]
+Pace = Annotated[float, Meta(ge=0.001, le=1e12)]
+"""Slower than one in a quarter of an hour would look like a run that hangs."""
+AtOnce = Annotated[int, Meta(ge=1, le=65_536)]
+"""What is in flight is held in memory; to one address there are fewer ports than this."""
 
 RECIPE_PHRASES = ("i don't know", "as an ai language model", "i cannot", "sorry, i", "let me think", "[redacted]")
 """The phrase list of the original recipe."""
@@ -28,9 +32,9 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Echo(Section, frozen=True):
     """The echo backend: shares of each kind of answer, and how fast it pretends to be."""
 
-    tokens_per_s: Rate = 20_000.0
+    tokens_per_s: Pace = 20_000.0
     """Simulated output tokens a second, over all running prompts."""
-    max_num_seqs: Positive = 256
+    max_num_seqs: AtOnce = 256
     """Prompts that run at once."""
     refusals: Share = 0.05
     """Share of answers that refuse."""
@@ -57,7 +61,7 @@ class Teacher(Section, frozen=True):
     """vLLM's name of the quantisation (`fp8`, `bitsandbytes`, ...); None reads it from the checkpoint."""
     max_model_len: Positive | None = None
     """Longest prompt plus answer, in tokens; None takes the model's own, or what memory holds."""
-    max_num_seqs: Positive | None = None
+    max_num_seqs: AtOnce | None = None
     """Prompts that run at once; None takes 64 on a CPU, 1,024 for a model below 1 B, else what vLLM takes."""
     gpu_memory_utilization: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.9
     """Share of the card that one teacher may take."""
@@ -77,12 +81,12 @@ class Teacher(Section, frozen=True):
     """The endpoint, with its version path."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key; unset means no key is sent."""
-    requests_per_s: Rate | None = None
+    requests_per_s: Pace | None = None
     """Rate limit towards the endpoint; None sets none."""
-    max_in_flight: Positive = 64
+    max_in_flight: AtOnce = 64
     """Requests open at the endpoint at once."""
-    retries: Count = 5
-    """Further tries of a prompt after 5xx, a broken answer or a timeout, with doubling waits."""
+    retries: Annotated[int, Meta(ge=0, le=100)] = 5
+    """Further tries of a prompt after 5xx, a broken answer or a timeout, with doubling waits (100: half an hour)."""
     timeout_s: Rate = 120.0
     """Longest wait for one answer."""
     patience_s: Rate = 900.0
@@ -111,8 +115,8 @@ class Prompts(Section, frozen=True):
 class Loop(Section, frozen=True):
     """What vLLM takes for a loop."""
 
-    max_pattern_size: Positive = 32
-    """Longest piece, in tokens, whose repetition is looked for."""
+    max_pattern_size: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """Longest piece, in tokens, whose repetition is looked for: vLLM tries each length after each token."""
     min_pattern_size: Positive = 4
     """Shortest piece, in tokens; a token that repeats itself makes pieces of any size."""
     min_count: Annotated[int, Meta(ge=2)] = 6
@@ -188,8 +192,8 @@ class Output(Section, frozen=True):
     """Rows wanted of each template, by its id; without `accepted`, stop as soon as all of these are kept."""
     candidates: Positive | None = None
     """Most prompts to try for `accepted` or `quotas`; None takes 1,000 and 20 for each wanted row."""
-    shard_bytes: Annotated[int, Meta(ge=1024)] = 16 * 2**20
-    """A shard is published when it reaches this size."""
+    shard_bytes: Annotated[int, Meta(ge=1024, le=2**30)] = 16 * 2**20
+    """A shard is published when it reaches this size; a run that is resumed reads what was not into memory."""
 
 
 class Student(Section, frozen=True):
@@ -232,7 +236,7 @@ class Train(Section, frozen=True):
     """`auto` takes Unsloth where a GPU and Unsloth are there, else TRL and PEFT."""
     tuning: Literal["qlora", "lora", "full"] = "qlora"
     """What is trained; `qlora` is `lora` where no GPU is there."""
-    r: Positive = 16
+    r: Annotated[int, Meta(ge=1, le=4096)] = 16
     alpha: Positive = 16
     dropout: Share = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -247,7 +251,7 @@ class Train(Section, frozen=True):
     """Rows at once on one GPU."""
     gradient_accumulation: Positive = 4
     """Batches a step. Several GPUs share them, so a step has batch_size x gradient_accumulation rows on any number."""
-    processes: Positive = 1
+    processes: Annotated[int, Meta(ge=1, le=128)] = 1
     """GPUs of this machine to train on, with one process each."""
     max_length: Positive = 2048
     """Longest training row, in tokens; longer rows are dropped and counted."""
@@ -280,6 +284,6 @@ class Eval(Section, frozen=True):
     """Headline metric per template; goes before the item's own."""
     default_metric: Literal["exact", "normalised", "json", "numeric", "chrf", "rouge_l"] = "normalised"
     """Headline metric of an item that names none and whose template is not in `metrics`."""
-    bootstrap: Positive = 10_000
+    bootstrap: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     """Resamples of the paired bootstrap."""
     seed: int = 42

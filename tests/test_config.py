@@ -73,3 +73,38 @@ def test_dump_loads_again(tmp_path: Path) -> None:
 
 def test_every_field_has_bounds_that_its_default_meets() -> None:
     assert msgspec.convert(msgspec.to_builtins(config.Config()), config.Config) == config.Config()
+
+
+TOO_MUCH = {
+    "teacher.echo.tokens_per_s": 1e-6,
+    "teacher.echo.max_num_seqs": 10**9,
+    "teacher.max_num_seqs": 10**9,
+    "teacher.requests_per_s": 1e-6,
+    "teacher.max_in_flight": 10**9,
+    "teacher.retries": 10**9,
+    "sampling.end_loops.max_pattern_size": 10**9,
+    "output.shard_bytes": 10**15,
+    "train.r": 10**9,
+    "train.processes": 10**6,
+    "eval.bootstrap": 10**12,
+}
+RULES_TOO_MUCH = {
+    "repetition": ("words", 10**6),
+    "near_duplicate": ("permutations", 1025),
+    "semantic": ("memory_rows", 10**9),
+    "leak": ("words", 10**6),
+}
+
+
+@pytest.mark.parametrize("key", TOO_MUCH)
+def test_what_would_hang_or_take_all_memory_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}: Expected `(int|float)( \| null)?` (<=|>=) [\d.]+$"):
+        config.load(None, [f"{key}={TOO_MUCH[key]}"])
+
+
+@pytest.mark.parametrize("use", RULES_TOO_MUCH)
+def test_a_rule_that_would_take_all_memory_is_refused(use: str) -> None:
+    key, value = RULES_TOO_MUCH[use]
+    rule = {"use": use, key: value} | ({"files": ["x"]} if use == "leak" else {})
+    with pytest.raises(ConfigError, match=rf"filter\.rules\[0\]\.{key}: Expected `int` <= \d+$"):
+        config.from_mapping({"filter": {"rules": [rule]}}, where="test")

@@ -3,7 +3,7 @@
 MinHash signatures in a locality-sensitive index (rensa). A pair that the index proposes is checked against the
 signatures' own estimate, so bands that match by chance reject nothing; a near pair that no band proposes is missed,
 and such a row is kept (with 16 bands of 8 and a similarity of 0.8, 5% are missed; of 0.9, one in 10,000). It cannot
-decide early. Remembers about 1.5 kB a row.
+decide early. Remembers about 2 kB a row, and more with more permutations.
 """
 
 from __future__ import annotations
