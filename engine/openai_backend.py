@@ -21,7 +21,7 @@ from engine.config import Sampling, Teacher
 from engine.errors import EndpointError
 from engine.openai_client import FIRST_BACKOFF_S, PROBE, Client
 from engine.openai_connection import Connection
-from engine.openai_refusal import RefusedError, TransientError
+from engine.openai_refusal import RefusedError, Spent, TransientError
 from engine.rows import Completion, Prompt
 
 DOWN_AFTER = 8
@@ -123,7 +123,7 @@ class OpenAIBackend:
         try:
             self._alive(await self._client.ask(prompt), started)
         except RefusedError as refusal:
-            self._alive(_failed(prompt, str(refusal)), started)
+            self._alive(_failed(prompt, str(refusal), refusal.spent), started)
         except TransientError as fault:
             self._suspect(prompt, fault)
 
@@ -146,7 +146,8 @@ class OpenAIBackend:
         if self._exhausted >= DOWN_AFTER:
             why = f"{DOWN_AFTER} prompts in a row ran out of retries, the last one with: {fault}"
             raise self._connection.error("gone", why)
-        self._suspects.append((time.monotonic(), _failed(prompt, f"{fault}, after {self._retries} retries")))
+        failed = _failed(prompt, f"{fault}, after {self._retries} retries", fault.spent)
+        self._suspects.append((time.monotonic(), failed))
 
     async def _acquit(self) -> None:
         """Nothing is in flight that could prove the endpoint alive: ask it, then hand over the held prompts.
@@ -165,5 +166,12 @@ class OpenAIBackend:
         await asyncio.sleep(0)
 
 
-def _failed(prompt: Prompt, why: str) -> Completion:
-    return Completion(id=prompt.id, text="", finish_reason="error", error=why)
+def _failed(prompt: Prompt, why: str, spent: Spent) -> Completion:
+    return Completion(
+        id=prompt.id,
+        text="",
+        finish_reason="error",
+        error=why,
+        prompt_tokens=spent.prompt_tokens,
+        sampled_tokens=spent.output_tokens,
+    )

@@ -13,11 +13,13 @@ import random
 import time
 from contextlib import suppress
 
+import msgspec
+
 from engine import openai_wire as wire
 from engine.config import Sampling, Teacher
 from engine.openai_connection import Connection
 from engine.openai_pressure import Pressure
-from engine.openai_refusal import ClosedError, LimitNameError, RefusedError, TransientError
+from engine.openai_refusal import ClosedError, LimitNameError, RefusedError, Spent, TransientError
 from engine.rows import Completion, Prompt
 
 FIRST_BACKOFF_S = 1.0
@@ -61,6 +63,7 @@ class Client:
     async def _until_answered(self, prompt: Prompt) -> Completion:
         attempt = 0
         passed_over = False
+        lost = Spent()
         while True:
             limit, body = self._request.limit, self._request.body(prompt)
             in_round = 0
@@ -75,18 +78,20 @@ class Client:
                     raise RefusedError(f"{fault}, for {self._patience_s:g} s, while others are answered") from None
                 passed_over = True
             except TransientError as fault:
+                lost = fault.spent = lost + fault.spent
                 if attempt == self._retries:
                     raise
                 await self._back_off(fault, attempt)
                 attempt += 1
             except RefusedError as refusal:
+                refusal.spent = lost + refusal.spent
                 self._pressure.answered()
                 if not isinstance(refusal, LimitNameError) or limit == wire.NEW_LIMIT:
                     raise
                 self._request.limit = wire.NEW_LIMIT
             else:
                 self._pressure.answered()
-                return completion
+                return _with_lost(completion, lost)
 
     def _is_patient(self, fault: ClosedError, in_round: int) -> bool:
         """Hold every prompt back from an endpoint that takes none; say whether it may still be waited for."""
@@ -129,6 +134,13 @@ class Client:
         if now >= self._next_log:
             self._next_log = now + LOG_EVERY_S
             log.warning("%s: %s; trying again in %.1f s", self._connection.shown, fault, max(0.0, pause_s))
+
+
+def _with_lost(completion: Completion, lost: Spent) -> Completion:
+    """Return an answer that says what the tries before it cost, too."""
+    if not lost.output_tokens:
+        return completion
+    return msgspec.structs.replace(completion, sampled_tokens=completion.output_tokens + lost.output_tokens)
 
 
 def backoff_s(attempt: int, first_s: float) -> float:

@@ -150,7 +150,7 @@ class Connection:
                 try:
                     return wire.read_reply(prompt, body)
                 except TransientError as fault:
-                    raise TransientError(self._clean(str(fault))) from None
+                    raise TransientError(self._clean(str(fault)), spent=fault.spent) from None
         except aiohttp.ConnectionTimeoutError:
             raise ClosedError("no connection in time") from None
         except TimeoutError:

@@ -24,12 +24,26 @@ SETTINGS = ("temperature", "top_p", "top_k", "stop", "seed", "stream", "stream_o
 """What every request of a run says in the same way."""
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """Tokens that the endpoint counted for what nobody gets."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.prompt_tokens + other.prompt_tokens, self.output_tokens + other.output_tokens)
+
+
+NOTHING = Spent()
+
+
 class TransientError(Exception):
     """The endpoint failed on a prompt in a way that may pass; `retry_after_s` is what it asked to wait."""
 
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, reason: str, retry_after_s: float | None = None, *, spent: Spent = NOTHING) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.spent = spent
 
 
 class ClosedError(TransientError):
@@ -45,6 +59,10 @@ class ClosedError(TransientError):
 
 class RefusedError(Exception):
     """The endpoint answers, and will not answer this prompt."""
+
+    def __init__(self, reason: str, *, spent: Spent = NOTHING) -> None:
+        super().__init__(reason)
+        self.spent = spent
 
 
 class LimitNameError(RefusedError):

@@ -14,7 +14,7 @@ import orjson
 
 from engine.backend import TOKEN_CHARS, WATCH_TOKENS
 from engine.config import Sampling, Teacher
-from engine.openai_refusal import RefusedError, TransientError, refusal_of
+from engine.openai_refusal import RefusedError, Spent, TransientError, refusal_of
 from engine.rows import Completion, Constraint, Prompt, Verdict
 
 OLD_LIMIT, NEW_LIMIT = "max_tokens", "max_completion_tokens"
@@ -151,7 +151,7 @@ class Stream:
         Raises: TransientError where the stream ended before the answer did.
         """
         if not self.finish_reason:
-            raise TransientError("the stream ended before the answer did")
+            raise TransientError("the stream ended before the answer did", spent=_spent(self.usage))
         return _answer(prompt, self.text, self.finish_reason, self.usage)
 
     def abort(self, prompt: Prompt, verdict: Verdict) -> Completion:
@@ -173,7 +173,8 @@ def read_reply(prompt: Prompt, body: bytes) -> Completion:
     """
     reply = _decoded(body)
     if not reply.choices:
-        raise TransientError(refusal_of(reply.error).message if reply.error else "the reply has no choices")
+        reason = refusal_of(reply.error).message if reply.error else "the reply has no choices"
+        raise TransientError(reason, spent=_spent(reply.usage))
     choice = reply.choices[0]
     return _answer(prompt, choice.message.content or "", choice.finish_reason or "stop", reply.usage)
 
@@ -188,9 +189,10 @@ def _decoded(data: bytes) -> _Reply:
 def _answer(prompt: Prompt, text: str, finish_reason: str, usage: Usage | None) -> Completion:
     # vLLM answers so when it is shut down or dies under a request: the text is a part, not the answer.
     if finish_reason in ("abort", "error"):
-        raise TransientError(f"the endpoint gave the answer up (finish_reason {finish_reason})")
+        raise TransientError(f"the endpoint gave the answer up (finish_reason {finish_reason})", spent=_spent(usage))
     if finish_reason == "content_filter":
-        raise RefusedError("the endpoint's content filter cut the answer off (finish_reason content_filter)")
+        reason = "the endpoint's content filter cut the answer off (finish_reason content_filter)"
+        raise RefusedError(reason, spent=_spent(usage))
     usage = usage or Usage()
     asked, answered = usage.prompt_tokens, usage.completion_tokens
     return Completion(
@@ -200,6 +202,11 @@ def _answer(prompt: Prompt, text: str, finish_reason: str, usage: Usage | None) 
         prompt_tokens=_estimate("".join(turn["content"] for turn in prompt.messages())) if asked is None else asked,
         output_tokens=_estimate(text) if answered is None else answered,
     )
+
+
+def _spent(usage: Usage | None) -> Spent:
+    """Return what the endpoint counted; where it counted nothing, nothing is known."""
+    return Spent(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else Spent()
 
 
 def _estimate(text: str) -> int:

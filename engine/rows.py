@@ -82,7 +82,7 @@ class Completion(msgspec.Struct, frozen=True):
     """Times that the prompt was asked for one row, and how many of the answers said the same."""
     votes: int = 0
     sampled_tokens: int = 0
-    """Output tokens of all the samples."""
+    """Output tokens of all the samples, and of tries whose answer was lost, where they are known."""
     logprobs: bytes = b""
     """The tokens' log-probabilities, packed by engine/logprobs.py; empty where they were not asked for."""
 
@@ -123,7 +123,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     """With `sampling.consensus`: how many samples were taken, and how many of them gave this answer."""
     votes: int = 0
     sampled_tokens: int = 0
-    """Output tokens of all the samples; `output_tokens` are those of the text that stands here."""
+    """Output tokens of all the samples, and of lost tries; `output_tokens` are those of the text that stands here."""
     held: bool = False
     """True for a skipped prompt that had waited for a place under a cap or a quota."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -222,6 +223,27 @@ async def test_a_failed_start_leaves_no_socket() -> None:
         await eventually(lambda: endpoint.connections == 0)
 
 
+def ended(reason: str, watch: Watch | None) -> Fault:
+    """Return an answer that ends so, with 5 and 11 tokens counted."""
+    text = "delta" if watch else "message"
+    usage = {"prompt_tokens": 5, "completion_tokens": 11}
+    body = json.dumps({"choices": [{text: {"content": "Half"}, "finish_reason": reason}], "usage": usage}).encode()
+    return Fault(200, b"data: " + body + b"\n\n", {"Content-Type": "text/event-stream"}) if watch else Fault(200, body)
+
+
+@MODES
+async def test_tokens_of_answers_that_nobody_gets_are_counted(watch: Watch | None) -> None:
+    async with Endpoint() as endpoint:
+        endpoint.poison |= {"about 1.": ended("content_filter", watch), "about 2.": ended("abort", watch)}
+        endpoint.script.extend([ended("abort", watch)] * 2)
+        first, filtered, given_up = await ask(endpoint, prompts(3), watch=watch, retries=2, max_in_flight=1)
+        assert (first.error, first.sampled_tokens) == ("", first.output_tokens + 22)
+        assert (filtered.prompt_tokens, filtered.output_tokens, filtered.sampled_tokens) == (5, 0, 11)
+        assert (given_up.prompt_tokens, given_up.output_tokens, given_up.sampled_tokens) == (15, 0, 33)
+        untouched = await ask(endpoint, prompts(1), watch=watch)
+        assert untouched[0].sampled_tokens == 0
+
+
 def generated(url: str, folder: Path, *overrides: str) -> list[bytes]:
     """Run a generation against an endpoint and return its kept lines."""
     teacher = ["backend=openai", "model=teacher", "max_in_flight=8", f"base_url={url}"]
@@ -245,3 +267,15 @@ def test_a_run_keeps_the_same_rows_whatever_the_endpoint_goes_through(tmp_path: 
         assert not endpoint.script
     for name in ("calm", "rough", "down"):
         assert verify(tmp_path / name)["failed"] == 0
+
+
+def test_a_run_counts_what_lost_tries_cost(tmp_path: Path) -> None:
+    with serving(Endpoint()) as endpoint:
+        endpoint.script.extend([ended("abort", None)] * 3 + [ended("content_filter", None)])
+        generated(endpoint.url, tmp_path / "run", "filter.early=false", "prompts.count=50", "teacher.max_in_flight=4")
+    manifest = read_manifest(tmp_path / "run")
+    rows = [json.loads(line) for shard in manifest.shards for line in read_lines(tmp_path / "run", shard)]
+    assert len(rows) == 50
+    assert manifest.summary["failed"] == 1
+    assert manifest.summary["output_tokens"] == sum(row.get("output_tokens", 0) for row in rows) + 4 * 11
+    assert verify(tmp_path / "run")["asked"] == 50
