@@ -199,6 +199,10 @@ def check_teacher(teacher: Teacher, sampling: Sampling) -> None:
         re.compile(sampling.consensus_pattern)
     except re.error as error:
         raise ConfigError(f"sampling.consensus_pattern is no regular expression ({error})") from None
+    if teacher.reasoning_end and sampling.logprobs:
+        raise ConfigError(
+            "sampling.logprobs are of all tokens, and teacher.reasoning_end leaves some of them out; set one of the two"
+        )
     if teacher.backend == "openai" and sampling.logprobs:
         raise ConfigError(
             "sampling.logprobs needs teacher.backend = vllm: an endpoint names candidates by text, not by token id; "
@@ -220,6 +224,12 @@ def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = 
 
         one = msgspec.structs.replace(sampling, samples=1, consensus="none")
         return ConsensusBackend(make_backend(teacher, one), sampling)
+    if teacher.reasoning_end:
+        from engine.reasoning import AnswerWatch, ReasoningBackend
+
+        end, teacher = teacher.reasoning_end, msgspec.structs.replace(teacher, reasoning_end="")
+        watch = AnswerWatch(watch, end) if watch else None
+        return ReasoningBackend(make_backend(teacher, sampling, watch=watch), end)
     why = ""
     if teacher.replicas == "auto":
         from engine.replica_count import resolve

@@ -75,6 +75,8 @@ class Teacher(Section, frozen=True):
     """Longest wait until all replicas have started; a first download of a large model counts."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the chat template in generation, training, evaluation and serving alike (`enable_thinking = false`)."""
+    reasoning_end: str = ""
+    """What a teacher writes between reasoning and answer (`</think>`): rows begin behind it. Empty keeps all."""
     engine_args: dict[str, Any] = {}
     """Passed to vLLM's `LLM(...)` as they are."""
     base_url: str = "http://127.0.0.1:8000/v1"

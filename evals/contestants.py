@@ -145,7 +145,8 @@ def _adapter(name: str, adapter: str) -> str:
 
 
 def _manner(teacher: Teacher) -> list[Any]:
-    return [teacher.dtype, teacher.quantization, teacher.chat_template_kwargs, teacher.engine_args]
+    manner = [teacher.dtype, teacher.quantization, teacher.chat_template_kwargs, teacher.engine_args]
+    return [*manner, teacher.reasoning_end] if teacher.reasoning_end else manner
 
 
 def _json(value: Any) -> str:

@@ -49,7 +49,8 @@ def check_chat(role: str, model: ModelFiles, kwargs: dict[str, Any]) -> Iterator
             "thinking",
             "warn",
             f"the {role}'s template can think before it answers, and teacher.chat_template_kwargs does not say whether",
-            "set teacher.chat_template_kwargs = { enable_thinking = false }, for all stages alike",
+            "set teacher.chat_template_kwargs = { enable_thinking = false }, for all stages alike; or "
+            "teacher.reasoning_end, to keep the answers of a teacher that thinks (docs/sampling.md)",
         )
 
 
