@@ -227,9 +227,13 @@ def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = 
     if teacher.reasoning_end:
         from engine.reasoning import AnswerWatch, ReasoningBackend
 
-        end, teacher = teacher.reasoning_end, msgspec.structs.replace(teacher, reasoning_end="")
-        watch = AnswerWatch(watch, end) if watch else None
-        return ReasoningBackend(make_backend(teacher, sampling, watch=watch), end)
+        watch = AnswerWatch(watch, teacher.reasoning_end) if watch else None
+        return ReasoningBackend(_make_plain(teacher, sampling, watch), teacher.reasoning_end)
+    return _make_plain(teacher, sampling, watch)
+
+
+def _make_plain(teacher: Teacher, sampling: Sampling, watch: Watch | None) -> Backend:
+    """Return the backend whose completions are what the teacher wrote."""
     why = ""
     if teacher.replicas == "auto":
         from engine.replica_count import resolve

@@ -211,8 +211,11 @@ def _lora_rank(adapter: Path) -> int:
         raise DataError(f"{path}: no usable LoRA rank ({error}); give an adapter as PEFT saves it") from None
 
 
-def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any:
-    """Return the sampling of one prompt, everything explicit: a model's generation_config.json changes nothing."""
+def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool, special: bool = False) -> Any:
+    """Return the sampling of one prompt, everything explicit: a model's generation_config.json changes nothing.
+
+    With `special`, the text has its special tokens, but for the one that ends it.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -223,6 +226,7 @@ def sampling_params(sampling: Sampling, prompt: Prompt, *, watched: bool) -> Any
         top_k=sampling.top_k,
         max_tokens=answer_tokens(sampling, prompt),
         stop=list(sampling.stop),
+        skip_special_tokens=not special,
         seed=prompt.seed if sampling.temperature > 0 else None,
         output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nobody else holds it, and the deep copy is half of what adding a request costs

@@ -129,7 +129,12 @@ class EngineThread(threading.Thread):
             prompt = rendered.prompt
             error = rendered.error or self._too_long(rendered, engine.max_model_len)
             if not error:
-                params = sampling_params(self._sampling, prompt, watched=self._watch is not None)
+                params = sampling_params(
+                    self._sampling,
+                    prompt,
+                    watched=self._watch is not None,
+                    special=bool(self._teacher.reasoning_end),
+                )
                 try:
                     engine.llm.llm_engine.add_request(
                         prompt.id, tokens_input(rendered.ids), params, lora_request=engine.lora

@@ -126,6 +126,8 @@ def test_a_row_is_sampled_with_its_own_seed_and_limit() -> None:
     params = sampling_params(sampling, prompt(max_tokens=5), watched=False)
     assert (params.n, params.temperature, params.top_p, params.top_k) == (1, 0.5, 0.9, 7)
     assert (params.max_tokens, params.seed, params.stop) == (5, 7, ["###"])
+    assert params.skip_special_tokens
+    assert not sampling_params(sampling, prompt(), watched=False, special=True).skip_special_tokens
     greedy = sampling_params(Sampling(temperature=0, max_tokens=20), prompt(), watched=True)
     assert (greedy.max_tokens, greedy.seed) == (20, None)
     assert params.output_kind.name == "FINAL_ONLY"
