@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,24 @@ def test_check_says_what_will_be_trained_and_writes_nothing(tmp_path: Path, stud
     assert seen["first"]["trained"].endswith("<|im_end|>")
     assert seen["first"]["prompt"].endswith("<|im_start|>assistant\n")
     assert seen["steps"] == -(-seen["rows"] // 8)
+
+
+def test_check_says_what_does_not_end_it(tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoTokenizer
+
+    teacher = shutil.copytree(student, tmp_path / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_tokens(["<another>"])
+    tokenizer.chat_template += " "
+    tokenizer.save_pretrained(teacher)
+    run = write_run(tmp_path / "run", make_rows(8))
+    assert check(make_config(student, teacher=teacher), run)["like_teacher"] == {"vocabulary": False, "template": False}
+    said = capsys.readouterr().err
+    assert "the student's vocabulary is not the teacher's" in said
+    assert "the student's chat template is not the teacher's" in said
+    assert re.search(r"it takes about \d+\.\d\d GiB, \d+\.\d\d at the least; the(re is no)? card", said)
+    check(make_config(student, teacher=student), run)
+    assert "the teacher's" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,16 @@ def test_an_adapter_leaves_the_model_alone(tmp_path: Path, student: Path) -> Non
     assert isinstance(answers(student, tmp_path / "out" / "student", "Double it.\n\n2"), str)
 
 
-def test_dropped_rows_are_counted_and_no_token_is_lost(tmp_path: Path, student: Path) -> None:
+def test_dropped_rows_are_counted_and_no_token_is_lost(
+    tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = make_rows(30) + make_rows(2, finish_reason="length")
     run = write_run(tmp_path, [*rows, *make_rows(3, output="word " * 200)])
     done = train(make_config(student, max_length=128, max_steps=4, val_fraction=0), run, run)
     assert done.dropped == {"unfinished": 2, "over_length": 3}
     assert done.rows == 30
+    said = "5 of 35 rows are left out (14%): 2 cut off by the token limit, 3 longer than train.max_length = 128\n"
+    assert said in capsys.readouterr().err
     seen = check(make_config(student, max_length=128, val_fraction=0), run)
     assert seen["over_length_share"] == pytest.approx(3 / 33, abs=1e-4)
     # Four steps of eight rows are all 30 rows and two more.

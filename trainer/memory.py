@@ -43,6 +43,12 @@ class Need(msgspec.Struct, frozen=True):
     def least_bytes(self) -> int:
         return self.weights_bytes + self.checkpointed_bytes
 
+    def sentence(self, memory_bytes: int) -> str:
+        """Say what training takes, and of how much (0 for no card)."""
+        total, least, card = (f"{size / 2**30:.2f}" for size in (self.total_bytes, self.least_bytes, memory_bytes))
+        has = f"the card has {card}" if memory_bytes else "there is no card here to compare it with"
+        return f"train  it takes about {total} GiB, {least} at the least; {has}"
+
 
 def estimate(config: Any, train: Train, *, tuning: str, dtype: Dtype, tokens: int) -> Need:
     """Estimate from a model's configuration, for a step on so many tokens (padding included) at once."""

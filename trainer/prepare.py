@@ -19,6 +19,7 @@ from trainer import preflight
 from trainer.arguments import Load, plan_steps
 from trainer.examples import read_examples, split
 from trainer.libraries import load_failure
+from trainer.ranks import note
 from trainer.render import Chat, Rendered, load_chat, render
 
 PARTS = 16
@@ -62,11 +63,31 @@ def prepare(config: Config, run: Path, manifest: Manifest) -> Prepared:
         kept = sum(shard.rows for shard in manifest.of("kept"))
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise TrainError(f"{run}: no row to train on ({kept} kept, {reasons}); generate more or loosen the filter")
+    _say_dropped(dropped, len(rows), config.train.max_length)
     preflight.check(chat, rows)
     train, validation = split(rows, val_fraction=config.train.val_fraction, seed=config.train.seed)
     if not train:
         raise TrainError(f"{run}: all {len(rows)} rows are held out; lower train.val_fraction or generate more")
     return Prepared(chat, train, validation, dropped)
+
+
+def _say_dropped(dropped: dict[str, int], left: int, max_length: int) -> None:
+    reasons = {
+        "unfinished": "cut off by the token limit",
+        "over_length": f"longer than train.max_length = {max_length}",
+    }
+    found = ", ".join(f"{count} {reasons[reason]}" for reason, count in dropped.items() if count)
+    if found:
+        count = sum(dropped.values())
+        note(f"train  {count} of {left + count} rows are left out ({count / (left + count):.0%}): {found}")
+
+
+def say_pair(alike: dict[str, bool] | None) -> None:
+    """Say where a student differs from its teacher in what its text is made of (see `summarise`)."""
+    if alike is not None and not alike["vocabulary"]:
+        note("train  the student's vocabulary is not the teacher's: text can be learnt, probabilities of tokens cannot")
+    if alike is not None and not alike["template"]:
+        note("train  the student's chat template is not the teacher's: each is asked in its own")
 
 
 def summarise(config: Config, prepared: Prepared) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from trainer.journal import Journal, step_of
 from trainer.libraries import quiet, versions
 from trainer.memory import ROOMY, Need, check_card, estimate, read_config
 from trainer.plan import Dtype, Plan, check_settings, look, make_plan
-from trainer.prepare import Prepared, prepare, summarise
+from trainer.prepare import Prepared, prepare, say_pair, summarise
 from trainer.prune import check_student, choose_layers, cut_config
 from trainer.ranks import note
 from trainer.roles import STUDENT, Role, in_role, open_rows, speaking_of
@@ -127,8 +127,11 @@ def _check(config: Config, data: Path) -> dict[str, Any]:
         if config.train.method == "on_policy":
             on_policy.check_teacher(config, prepared.chat)
             need = on_policy.with_teacher(need, config, dtype)
-        check_card(need, look().memory_bytes)
+        memory_bytes = look().memory_bytes
+        check_card(need, memory_bytes)
+        note(need.sentence(memory_bytes))
         seen = {**summarise(config, prepared), "memory": msgspec.to_builtins(need)}
+        say_pair(seen["like_teacher"])
         if config.train.method == "topk_kd":
             seen["unmatched"] = read_captured(run, config, prepared.chat, prepared.train).unmatched
         return seen
