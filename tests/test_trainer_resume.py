@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from students import losses, make_config, make_rows, write_run
 
@@ -81,6 +82,20 @@ def test_an_interrupted_run_goes_on_to_the_same_curve(
     assert steps == [line.step for line in read_lines(straight / "train" / "metrics.jsonl")]
     same = ("steps", "trained_tokens", "padded_tokens", "train_loss", "eval_loss")
     assert [getattr(resumed, key) for key in same] == [getattr(whole, key) for key in same]
+
+
+def test_on_policy_goes_on_with_the_prompts_and_the_draw_that_it_had(tmp_path: Path, student: Path) -> None:
+    run = write_run(tmp_path, make_rows(12))
+    keys: dict[str, Any] = {"batch_size": 2, "gradient_accumulation": 2, "val_fraction": 0, "checkpoint_steps": 4}
+    config = make_config(student, teacher=student, method="on_policy", max_steps=1, on_policy={"steps": 12}, **keys)
+    config = msgspec.structs.replace(config, sampling=msgspec.structs.replace(config.sampling, max_tokens=4))
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(config, run, straight)
+    # In the second epoch, of three steps.
+    with interrupted_at(broken / "train" / "checkpoints", 4):
+        train(config, run, broken)
+    train(config, run, broken)
+    assert losses(broken) == losses(straight)
 
 
 def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path: Path, student: Path) -> None:

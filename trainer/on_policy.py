@@ -22,6 +22,7 @@ from trainer.captured import check_vocabulary
 from trainer.job import Job
 from trainer.journal import Journal
 from trainer.memory import Need, estimate, read_config
+from trainer.order import SeededByEpoch
 from trainer.plan import Dtype
 from trainer.prepare import Prepared
 from trainer.render import Chat
@@ -105,9 +106,13 @@ def _trainer_class() -> type[Any]:
     from trl import DistillationTrainer
 
     class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc, unused-ignore]
-        """DistillationTrainer with our count of tokens."""
+        """DistillationTrainer with our count of tokens, and an order of prompts that survives a resume."""
 
         journal: Journal
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(dataset)
+            return SeededByEpoch(sampler, seed=self.args.seed, epoch=lambda: int(self.state.epoch or 0))
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             made = super()._generate_and_score_completions(inputs)

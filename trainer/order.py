@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 POOL_BATCHES = 50
 """Batches that are sorted by length together: enough to cut padding, few enough to leave the draw random."""
@@ -28,6 +29,22 @@ class LengthOrder:
 
     def __iter__(self) -> Iterator[int]:
         return iter(order(self._lengths, batch_size=self._batch_size, seed=self._seed, epoch=self._epoch()))
+
+
+class SeededByEpoch:
+    """One of TRL's samplers, which draws an epoch's order from what the epochs before it left of its generator."""
+
+    def __init__(self, sampler: Any, *, seed: int, epoch: Callable[[], int]) -> None:
+        self._sampler = sampler
+        self._seed = seed
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator.manual_seed(random.Random(f"{self._seed}/{self._epoch()}").getrandbits(63))
+        return iter(self._sampler)
 
 
 def order(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[int]:
