@@ -38,12 +38,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         from engine.complaints import tolerate_loss
+        from engine.standard_output import stand_in
 
         tolerate_loss()
         for argument in arguments:
             if not _is_text(argument):
                 return _say(f"potstill: {argument!a} is not UTF-8 text; rename it, or set a UTF-8 locale", 2)
-        return _run(_parsed(arguments))
+        parsed = _parsed(arguments)
+        # Not before: help that is asked for with standard output closed is shown on standard error.
+        stand_in()
+        return _run(parsed)
     except KeyboardInterrupt:
         if "--debug" in arguments:
             raise
@@ -70,11 +74,13 @@ def _run(args: argparse.Namespace) -> int:
     import importlib
 
     from engine.errors import PotstillError
+    from engine.standard_output import tell
 
     command = importlib.import_module(COMMANDS[args.command][0]).COMMANDS[args.command]
     try:
         result = command.run(args)
-        _tell(result)
+        if result:
+            tell(result)
     except PotstillError as error:
         if args.debug:
             raise
@@ -93,24 +99,6 @@ def _run(args: argparse.Namespace) -> int:
             raise
         return _say(f"potstill {args.command}: {error}; --debug shows where", 1)
     return 1 if command.failed is not None and command.failed(result) else 0
-
-
-def _tell(result: dict[str, object]) -> None:
-    """Print a result as the last line of standard output."""
-    import os
-
-    import orjson
-
-    from engine.errors import DiskError
-
-    if not result:
-        return
-    try:
-        print(orjson.dumps(result).decode(), flush=True)
-    except OSError as error:
-        # Python would complain once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise DiskError(f"standard output: cannot be written ({error.strerror}); the work itself is done") from None
 
 
 def _is_text(argument: str) -> bool:

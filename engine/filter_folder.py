@@ -42,6 +42,7 @@ from engine.shards import (
     replace_file,
     write_manifest,
 )
+from engine.standard_output import give_up
 
 if TYPE_CHECKING:
     from engine.filter_chunk import Chunk
@@ -216,8 +217,7 @@ class StdoutWriter:
                 sys.stdout.buffer.writelines(lines)
                 sys.stdout.buffer.flush()
         except DiskError as error:
-            # Python would complain once more when it closes standard output.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            give_up()
             if not isinstance(error.__cause__, BrokenPipeError):
                 raise
             raise Interrupted("whoever read standard output has stopped reading; the rest is not filtered") from None

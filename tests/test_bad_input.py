@@ -218,15 +218,23 @@ def test_a_run_behind_a_link_and_under_an_odd_name(say: Say, few: Path, tmp_path
     assert load(real / "config.toml").prompts.count == 150
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [["explain", "RUN", "3"], ["filter", "RUN", "--out", "-"]])
-def test_a_full_standard_output_is_a_sentence(arguments: list[str], few: Path) -> None:
+@pytest.mark.parametrize("way", [">/dev/full", ">&-"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", "RUN", "3"],
+        ["filter", "RUN", "--out", "-"],
+        ["doctor", str(ECHO), "--set", "student.model=./none"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_standard_output_that_takes_nothing_is_a_sentence(arguments: list[str], way: str, few: Path) -> None:
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "potstill", *(str(few) if part == "RUN" else part for part in arguments)]
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False)
+    given = [str(few) if part == "RUN" else part for part in arguments]
+    command = ["bash", "-c", f'exec "$@" {way}', "bash", sys.executable, "-m", "potstill", *given]
+    done = subprocess.run(command, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False)
     assert done.returncode == 1
     assert "standard output: " in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -12,6 +12,7 @@ import msgspec
 from engine.command import Command, config_arguments, names_in, path_of, set_argument, share, whole
 from engine.config import load
 from engine.errors import MissingError, TrainError
+from engine.standard_output import tell
 from trainer import ranks
 from trainer.launch import launch
 from trainer.roles import ROLES
@@ -70,7 +71,7 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
     found = examine(load(Path(args.config), args.overrides), args.out)
     if found["fail"]:
-        print(msgspec.json.encode(found).decode(), flush=True)
+        tell(found)
         fail = "1 check fails" if found["fail"] == 1 else f"{found['fail']} checks fail"
         raise TrainError(f"{fail}; mend that before anything is started")
     return found
