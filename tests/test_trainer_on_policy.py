@@ -93,3 +93,11 @@ def test_check_counts_the_teacher_s_memory(tmp_path: Path, models: tuple[Path, P
     sft = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, method="sft"))
     both, alone = (check(settings, run)["memory"] for settings in (config, sft))
     assert both["weights_bytes"] == alone["weights_bytes"] + 4 * both["parameters"]
+
+
+def test_fewer_questions_than_a_step_asks_are_refused(tmp_path: Path, models: tuple[Path, Path]) -> None:
+    run = write_run(tmp_path / "run", make_rows(6))
+    for command in (lambda config: check(config, run), lambda config: train(config, run, run)):
+        with pytest.raises(ConfigError, match=r"= 8 questions a step, and there are [56]; lower one of them"):
+            command(on_policy(models))
+    assert not (run / "sft").exists(), "it was trained for nothing"

@@ -25,7 +25,6 @@ from trainer.memory import Need, estimate, read_config
 from trainer.order import SeededByEpoch
 from trainer.plan import Dtype
 from trainer.prepare import Prepared
-from trainer.render import Chat
 
 
 def as_steps(train: Train) -> Train:
@@ -36,12 +35,18 @@ def as_steps(train: Train) -> Train:
     )
 
 
-def check_teacher(config: Config, chat: Chat) -> None:
-    """Check that teacher and student tell the same tokens apart.
+def check(config: Config, prepared: Prepared) -> None:
+    """Check that teacher and student tell the same tokens apart, and that there are prompts for a step.
 
-    Raises: ConfigError where they do not.
+    Raises: ConfigError where it is not so.
     """
-    check_vocabulary(config, chat)
+    rows, step = len(prepared.train), config.train.batch_size * config.train.gradient_accumulation
+    if rows < step:
+        raise ConfigError(
+            f"train.method = on_policy asks train.batch_size x train.gradient_accumulation = {step} questions a step, "
+            f"and there are {rows}; lower one of them, or generate more rows"
+        )
+    check_vocabulary(config, prepared.chat)
     models = [(config.teacher.model, "teacher.model"), (config.student.model, "student.model")]
     sizes = [read_config(resolve_model(model, key=key)).get_text_config().vocab_size for model, key in models]
     if sizes[0] != sizes[1]:

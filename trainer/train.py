@@ -65,7 +65,7 @@ def _train(config: Config, data: Path, out: Path, role: Role, plan: Plan | None 
         settings = share(config.train, plan.processes)
         first = None
         if config.train.method == "on_policy":
-            on_policy.check_teacher(config, prepared.chat)
+            on_policy.check(config, prepared)
             first = _sft_first(config, data, out, role, plan)
         captured = None
         if config.train.method == "topk_kd":
@@ -125,7 +125,7 @@ def _check(config: Config, data: Path) -> dict[str, Any]:
         dtype: Dtype = "bfloat16" if config.train.dtype == "auto" else config.train.dtype
         need = _need(settings, prepared, start, tuning=config.train.tuning, dtype=dtype)
         if config.train.method == "on_policy":
-            on_policy.check_teacher(config, prepared.chat)
+            on_policy.check(config, prepared)
             need = on_policy.with_teacher(need, config, dtype)
         memory_bytes = look().memory_bytes
         check_card(need, memory_bytes)
