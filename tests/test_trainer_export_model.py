@@ -37,6 +37,9 @@ LEARNS: dict[str, Any] = {
 }
 
 
+FAILED = r"merged, 0 of 8 .* \(0.0%; it gives 8 different ones\), below 98%; it is in .*NAME.failed"
+
+
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student all of whose weights were trained; it has its rows by heart."""
@@ -79,9 +82,14 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_every_form_answers_as_the_student_does(run: Path, items: Path, tmp_path: Path) -> None:
+def test_every_form_answers_as_the_student_does(
+    run: Path, items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     to = ("adapter", "merged", "fp8", "w4a16", "gguf")
     told = export_model(run, asked(*to, items=items, out=tmp_path))["forms"]
+    said = capsys.readouterr().err
+    assert "8 questions are held out, not 100, and fewer show less" in said
+    assert said.count("8 of 8 held-out answers are the student's own (100.0%; it gives 8 different ones)") == len(to)
     assert names_in(tmp_path) == set(to) == set(told)
     for form in to:
         assert told[form]["verified"]
@@ -132,7 +140,7 @@ def test_a_form_that_answers_otherwise_fails_and_says_so(
 
     broken = msgspec.structs.replace(forms.FORMS["merged"], write=without_adapter)
     monkeypatch.setitem(forms.FORMS, "merged", broken)
-    with pytest.raises(ExportError, match=r"merged, 0 of 8 .* \(0.0%\), below 98%; it is in .*NAME.failed") as caught:
+    with pytest.raises(ExportError, match=FAILED) as caught:
         export_model(run, asked("merged", items=items, out=tmp_path))
     assert caught.value.exit_code == 1
     assert names_in(tmp_path) == {"merged.failed"}

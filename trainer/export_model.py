@@ -17,6 +17,7 @@ import msgspec
 from engine.errors import ExportError, MissingError, UsageError
 from engine.new_folder import checksums
 from engine.progress import note
+from engine.rows import Prompt
 from engine.shards import disk, replace_file
 from trainer.folders import remove_folder, write_folder
 from trainer.forms import FORMS, Form
@@ -55,7 +56,7 @@ def export_model(run: Path, request: Request) -> dict[str, Any]:
     student = read_student(run, list(request.overrides))
     verifier = None
     if request.verify:
-        verifier = Verifier(student, held_out_prompts(student, request.items), request.engine)
+        verifier = Verifier(student, _questions(student, request.items), request.engine)
     out = request.out or run / FOLDER
     told, failures = {}, []
     for form in forms:
@@ -83,6 +84,16 @@ def _choose(names: Sequence[str]) -> list[Form]:
             package = missing[0].replace("_", "-")
             raise MissingError(f"--to {name} needs {package}; pip install {package}, or potstill[cpu] or [gpu]")
     return [FORMS[name] for name in dict.fromkeys(names)]
+
+
+def _questions(student: Student, wanted: int) -> list[Prompt]:
+    prompts = held_out_prompts(student, wanted)
+    if len(prompts) < wanted:
+        note(
+            f"export-model  {len(prompts)} questions are held out, not {wanted}, and fewer show less; "
+            "name more with --set eval.items=FILE"
+        )
+    return prompts
 
 
 def _export(student: Student, form: Form, target: Path, verifier: Verifier | None) -> dict[str, Any]:
@@ -124,7 +135,10 @@ def _sentence(report: dict[str, Any]) -> str:
     if "agreement" not in report:
         return "not verified"
     found = report["agreement"]
-    return f"{found['same']} of {found['items']} held-out answers are the student's own ({found['share']:.1%})"
+    return (
+        f"{found['same']} of {found['items']} held-out answers are the student's own "
+        f"({found['share']:.1%}; it gives {found['distinct']} different ones)"
+    )
 
 
 def _headline(report: dict[str, Any], target: Path) -> dict[str, Any]:
