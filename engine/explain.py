@@ -19,6 +19,7 @@ from engine import config as configuration
 from engine.command import path_of
 from engine.errors import DataError, MissingError
 from engine.filter import DUPLICATE, QUOTA, Filter
+from engine.named_files import files_of
 from engine.progress import note
 from engine.rows import OUTCOMES, Outcome
 from engine.shards import MANIFEST, Manifest, published_rows, read_manifest
@@ -98,8 +99,9 @@ def filter_settings(manifest: Manifest) -> configuration.Filter:
 
     Raises: DataError where this version does not know them.
     """
+    said = manifest.fingerprint
     chosen = {
-        key.removeprefix("filter."): value for key, value in manifest.fingerprint.items() if key.startswith("filter.")
+        key.removeprefix("filter."): said[key] for key in said.keys() - files_of(said) if key.startswith("filter.")
     }
     try:
         return msgspec.convert(chosen, configuration.Filter)

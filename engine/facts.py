@@ -18,6 +18,7 @@ from engine.config import Config
 from engine.decode import UNREADABLE
 from engine.errors import DataError, MissingError, UsageError
 from engine.models import resolve_model
+from engine.named_files import file_key, split_key
 from engine.shards import Manifest
 
 UNTRAINED = "untrained"
@@ -43,14 +44,20 @@ def facts_of(run: Path, manifest: Manifest, settings: Config, *, name: str | Non
 
 
 def public(value: Any) -> Any:
-    """Return a value as it may be told to others: a path in it is its last name only."""
+    """Return a value as it may be told to others: a path in it, or in a file's key, is its last name only."""
     if isinstance(value, dict):
-        return {key: item if key in TYPED else public(item) for key, item in value.items() if key not in NOT_TOLD}
+        told = {key: item for key, item in value.items() if key not in NOT_TOLD}
+        return {_public_key(key): item if key in TYPED else public(item) for key, item in told.items()}
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
     if isinstance(value, str) and is_local(value):
         return Path(value).name
     return value
+
+
+def _public_key(key: str) -> str:
+    setting, name = split_key(key)
+    return file_key(setting, Path(name).name) if is_local(name) else key
 
 
 def is_local(spec: str) -> bool:

@@ -22,16 +22,18 @@ from engine import __version__
 from engine import config as configuration
 from engine.columns import BadLine, Batch, Columns, Parsed, Parser
 from engine.config import Config
-from engine.errors import ConfigError, DataError, DiskError, Interrupted, PotstillError, UsageError
+from engine.errors import DataError, DiskError, Interrupted, PotstillError, UsageError
 from engine.filter import DUPLICATE, RULES, Filter
 from engine.filter_batch import BatchFilter, Judged
 from engine.leftovers import discard_unpublished
 from engine.lock import locked
+from engine.named_files import digests
 from engine.part import Pieces
 from engine.readers import Position
 from engine.robust_sample import MOST_ROWS, RobustSample
 from engine.rows import Outcome
 from engine.run_rows import filtered_lines
+from engine.run_settings import refuse_changed
 from engine.shards import (
     MANIFEST,
     Manifest,
@@ -61,7 +63,7 @@ def fingerprint(settings: Config, sources: Sequence[str], columns: Columns) -> d
     chosen.update({f"columns.{name}": value for name, value in msgspec.to_builtins(columns).items()})
     chosen["sources"] = [os.path.abspath(source) if source != "-" else source for source in sources]
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(chosen))
-    return found
+    return found | digests(settings.filter, "filter")
 
 
 class Chosen(NamedTuple):
@@ -247,7 +249,7 @@ def open_folder(
     with locked(folder):
         if (folder / MANIFEST).exists():
             manifest = read_manifest(folder)
-            _check_same(folder, manifest, wanted)
+            refuse_changed(folder, manifest.fingerprint, wanted)
         else:
             _check_empty(folder)
             replace_file(folder / "config.toml", configuration.dump(settings))
@@ -260,13 +262,6 @@ def open_folder(
             yield run
         finally:
             run.writer.close()
-
-
-def _check_same(folder: Path, manifest: Manifest, wanted: dict[str, Any]) -> None:
-    for key, before, after in configuration.changed_keys(manifest.fingerprint, wanted):
-        raise ConfigError(
-            f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or choose another --out"
-        )
 
 
 def _check_empty(folder: Path) -> None:

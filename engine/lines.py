@@ -55,6 +55,13 @@ def decode_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise DataError(f"{path}:{number}: not a JSON object ({error}); mend or remove the line") from None
 
 
+def digest_of(path: Path) -> str:
+    """Return the xxh3-128 of what a file holds, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    add_file(digest, path)
+    return digest.hexdigest()
+
+
 def add_file(digest: xxhash.xxh3_128, path: Path) -> None:
     """Add what a file holds to a digest."""
     with path.open("rb", buffering=0) as file:

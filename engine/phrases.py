@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import xxhash
+
 from engine import config as configuration
 from engine.canon import canon
 from engine.errors import ConfigError, MissingError
@@ -111,6 +113,11 @@ def read_phrases(source: str) -> list[str]:
     if not phrases:
         raise ConfigError(f"filter.phrase_files: {path} holds no phrase; write one a line")
     return phrases
+
+
+def list_digest(source: str) -> str:
+    """Return the xxh3-128 of a phrase list; what it leaves out does not count."""
+    return xxhash.xxh3_128_hexdigest("\n".join(read_phrases(source)).encode())
 
 
 def _from_files(sources: Iterable[str]) -> Iterable[str]:

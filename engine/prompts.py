@@ -18,6 +18,7 @@ import xxhash
 
 from engine.config import Config, Prompts
 from engine.errors import ConfigError
+from engine.named_files import file_key
 from engine.prompt_file import PromptFile
 from engine.rows import Prompt, hash_id, row_seed
 from engine.templates import Template, content_hash, disjoint, load_templates
@@ -147,7 +148,7 @@ class FileSource(Source):
         self.names = self._file.templates
         self.disjoint = self._file.disjoint
         self.fingerprint = self._file.fingerprint
-        self.schemas = {f"prompts.json_schema[{name}]": digest for name, digest in self._file.schemas.items()}
+        self.schemas = {file_key("prompts.json_schema", name): digest for name, digest in self._file.schemas.items()}
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
         for index, (number, record) in zip(range(start, self._asked), self._file.records(start), strict=False):

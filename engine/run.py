@@ -30,6 +30,7 @@ from engine.logprobs import check_present, left_records
 from engine.prompts import Source
 from engine.rows import OUTCOMES, Outcome, Row
 from engine.rules import AT_ONCE
+from engine.run_settings import GROWING, begun_with, check_settings, fingerprint
 from engine.shards import (
     MANIFEST,
     Manifest,
@@ -46,36 +47,7 @@ Resume = Literal["auto", "never", "always"]
 Stored = tuple[Outcome, Row, bytes]
 """What became of a row, and its line."""
 
-SPEED_KEYS = frozenset(
-    {
-        "teacher.max_num_seqs",
-        "teacher.gpu_memory_utilization",
-        "teacher.tensor_parallel_size",
-        "teacher.replicas",
-        "teacher.engine_args",
-        "teacher.base_url",
-        "teacher.api_key_env",
-        "teacher.requests_per_s",
-        "teacher.max_in_flight",
-        "teacher.retries",
-        "teacher.timeout_s",
-        "teacher.patience_s",
-        "teacher.start_timeout_s",
-        "prompts.templates",
-        "prompts.file",
-        "filter.early",
-        "output.shard_bytes",
-        "output.candidates",
-    }
-)
-"""Settings that decide how fast rows come, where they lie and how far a run goes, not which rows come; a run may go on
-with others.
-
-A template or prompt file, and a schema that it names, counts by its content, not by its path.
-"""
 CONFIG = "config.toml"
-GROWING = ("prompts.count", "output.accepted")
-"""Settings that say how many rows: a run may be given more, since its rows are the first ones of a larger run."""
 
 
 class Run:
@@ -140,21 +112,6 @@ def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume =
             run.writer.close()
 
 
-def fingerprint(settings: Config, source: Source) -> dict[str, Any]:
-    """Return every setting that decides which rows come out, under its dotted key."""
-    flat = configuration.flatten(settings)
-    sections = ("teacher.", "prompts.", "sampling.", "filter.", "output.")
-    chosen = {key: value for key, value in flat.items() if key.startswith(sections) and key not in SPEED_KEYS}
-    if settings.teacher.backend == "echo":
-        chosen["teacher.echo"] = {
-            key: value for key, value in chosen["teacher.echo"].items() if key not in ("tokens_per_s", "max_num_seqs")
-        }
-    else:
-        del chosen["teacher.echo"]
-    chosen |= {"prompts.content": source.fingerprint, **source.schemas}
-    return {key: value for key, value in chosen.items() if value is not None}
-
-
 def versions() -> dict[str, str]:
     """Return the versions of this machine's Python and of the packages that decide what comes out."""
     found = {"python": platform.python_version()}
@@ -170,8 +127,9 @@ def _new(folder: Path, settings: Config, source: Source) -> Manifest:
     stray = [path.name for kind in OUTCOMES for path in folder.glob(f"{kind}-*.jsonl*")]
     if stray:
         raise UsageError(f"{folder} holds {stray[0]} but no {MANIFEST}; choose another --out, or remove the files")
+    begun = begun_with(settings, source)
     replace_file(folder / CONFIG, configuration.dump(settings))
-    manifest = Manifest(fingerprint=fingerprint(settings, source), versions=versions())
+    manifest = Manifest(fingerprint=begun, versions=versions())
     write_manifest(folder, manifest)
     return manifest
 
@@ -203,31 +161,6 @@ def _grow(run: Run, settings: Config, source: Source) -> None:
     if changed:
         replace_file(run.folder / CONFIG, configuration.dump(settings))
         write_manifest(run.folder, run.manifest)
-
-
-def check_settings(
-    folder: Path, manifest: Manifest, settings: Config, source: Source, *, do: str = "choose another --out"
-) -> None:
-    """Check that a run's settings are those that it was begun with, but for those that may change.
-
-    `do` is what to do where they are not, besides putting them back.
-
-    Raises: ConfigError naming the key, the old and the new value.
-    """
-    now = _plain(fingerprint(settings, source))
-    # A setting that came with a later version had its default's effect before; what a schema said is not known.
-    defaults = _plain(configuration.flatten(Config())) | dict(source.schemas)
-    before_it = {key: value for key, value in defaults.items() if key in now}
-    for key, before, after in configuration.changed_keys(before_it | manifest.fingerprint, now):
-        if key in GROWING:
-            continue
-        raise ConfigError(f"{folder} was begun with {key} = {before!r}, not {after!r}; put it back, or {do}")
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values as they come back from JSON, so that they compare with those of a manifest."""
-    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values))
-    return found
 
 
 def _recover(run: Run, *, logprobs: bool) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from engine import rule_settings
+from engine.named_files import names_file
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -165,7 +166,7 @@ class Filter(Section, frozen=True):
     """An output that holds one of these is rejected; case does not count."""
     phrase_match: Literal["substring", "robust"] = "substring"
     """`substring` as in the recipe; `robust` sees through quotes, spaces and look-alikes and matches whole words."""
-    phrase_files: tuple[str, ...] = ()
+    phrase_files: tuple[Annotated[str, names_file("engine.phrases:list_digest")], ...] = ()
     """Further phrase lists, one phrase a line: files, or `phrases:refusals-en` and its like, which are shipped."""
     phrase_chars: Count = 0
     """Look for phrases in so many first characters of the output only; 0 looks everywhere."""

@@ -13,12 +13,14 @@ from typing import Any
 
 import msgspec
 
+from engine import config as configuration
 from engine.columns import Batch, Columns, Parser
-from engine.errors import DataError
+from engine.errors import ConfigError, DataError
 from engine.explain import filter_settings
 from engine.filter import QUOTA, RULES, Filter
 from engine.filter_batch import BatchFilter
 from engine.logprobs import check_logprobs
+from engine.named_files import digests
 from engine.rows import OUTCOMES, Outcome, Row, Verdict
 from engine.run_rows import is_run, run_lines
 from engine.shards import Manifest, Shard, check_shard, published_rows, read_lines, read_manifest
@@ -28,7 +30,7 @@ from engine.tally import Tally
 def verify(folder: Path) -> dict[str, Any]:
     """Check a run folder and return its counts.
 
-    Raises: DataError naming the shard or the row that is wrong.
+    Raises: DataError naming the shard or the row that is wrong, ConfigError where its filter is not what it was.
     """
     manifest = read_manifest(folder)
     for shard in manifest.shards:
@@ -39,7 +41,7 @@ def verify(folder: Path) -> dict[str, Any]:
             raise DataError(f"{folder / shard.file}: has no log-probabilities, though they were asked for")
     if "sources" in manifest.fingerprint:
         return _verify_filtered(folder, manifest)
-    tally, rules = Tally(), Filter(filter_settings(manifest), manifest.fingerprint.get("output.quotas"))
+    tally, rules = Tally(), Filter(_settings(folder, manifest), manifest.fingerprint.get("output.quotas"))
     for expected, (index, outcome, row, shard) in enumerate(_in_order(folder, manifest)):
         where = f"{folder / shard.file}: row {row.id}"
         if index != expected:
@@ -49,6 +51,22 @@ def verify(folder: Path) -> dict[str, Any]:
     tally.check()
     _check_summary(folder, manifest, tally)
     return {**tally.summary(), "shards": len(manifest.shards), "finished": manifest.finished, "run": str(folder)}
+
+
+def _settings(folder: Path, manifest: Manifest) -> configuration.Filter:
+    """Return the filter's settings, when the files that they name say what they said.
+
+    Raises: ConfigError naming the file that does not.
+    """
+    settings = filter_settings(manifest)
+    for key, now in digests(settings, "filter").items():
+        before = manifest.fingerprint.get(key, now)
+        if before != now:
+            raise ConfigError(
+                f"{key} is no longer the file that {folder} was judged with (its hash was {before}, and is {now}), so "
+                "its rows cannot be judged again; put it back"
+            )
+    return settings
 
 
 def _check_verdict(rules: Filter, outcome: Outcome, row: Row, where: str) -> None:
@@ -92,7 +110,7 @@ def _judge_again(folder: Path, manifest: Manifest) -> Counter[str]:
     names = {
         key.removeprefix("columns."): value for key, value in manifest.fingerprint.items() if key.startswith("columns.")
     }
-    judge = BatchFilter(Filter(filter_settings(manifest)))
+    judge = BatchFilter(Filter(_settings(folder, manifest)))
     parser = Parser(Columns(**names), judge.fields())
     kept = (line for shard in manifest.of("kept") for line in read_lines(folder, shard))
     rules: Counter[str] = Counter()

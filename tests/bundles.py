@@ -39,6 +39,7 @@ FINGERPRINT = {
     "filter.max_chars": 800,
     "filter.phrases": ["i cannot", "`<script>alert(1)</script>`\n# no title", "| a cell |", "/think"],
     "filter.phrase_files": ["/home/somebody/lists/refusals.txt"],
+    "filter.phrase_files[/home/somebody/lists/refusals.txt]": "a hash",
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import xxhash
 
 from engine import rule_settings as settings
 from engine.decode import UNREADABLE
@@ -66,17 +67,29 @@ class FormatRule:
         return f"breaks the schema at {flaw.json_path}: {flaw.message[:200]}" if flaw else None
 
 
+def digest(file: str) -> str:
+    """Return the xxh3-128 of a schema; its layout does not count."""
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(_decoded(Path(file).expanduser())))
+
+
 def _schema(path: Path) -> Any:
     try:
         jsonschema: Any = importlib.import_module("jsonschema")
     except ImportError:
         raise MissingError("filter.rules: format.schema needs jsonschema; pip install jsonschema") from None
     try:
-        schema = msgspec.json.decode(path.read_bytes())
+        schema = _decoded(path)
         kind = jsonschema.validators.validator_for(schema)
         kind.check_schema(schema)
-    except FileNotFoundError:
-        raise MissingError(f"filter.rules: format.schema: {path} is not there") from None
-    except (*UNREADABLE, jsonschema.SchemaError) as error:
+    except (RecursionError, jsonschema.SchemaError) as error:
         raise ConfigError(f"filter.rules: format.schema: {path} is no JSON schema ({error})") from None
     return kind(schema)
+
+
+def _decoded(path: Path) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingError(f"filter.rules: format.schema: {path} is not there") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"filter.rules: format.schema: {path} is no JSON schema ({error})") from None

@@ -18,6 +18,7 @@ import xxhash
 from engine import rule_settings as settings
 from engine.decode import UNREADABLE
 from engine.errors import ConfigError, DataError, MissingError
+from engine.lines import digest_of
 from engine.rules import Draft
 from engine.rules.text import words_of
 
@@ -40,7 +41,7 @@ class LeakRule:
         self._shapes: dict[int, str] = {}
         self._runs: dict[int, str] = {}
         for file in chosen.files:
-            for where, question in _questions(Path(file).expanduser()):
+            for where, question in _questions(_path(file)):
                 self._hold_out(question, where)
 
     def feed(self, partial: str) -> str | None:
@@ -75,6 +76,18 @@ class LeakRule:
             self._runs.setdefault(run, where)
 
 
+def digest(file: str) -> str:
+    """Return the xxh3-128 of a file of held-out items."""
+    return digest_of(_path(file))
+
+
+def _path(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():  # A pipe is none: it could be read once only.
+        raise MissingError(f"filter.rules: leak.files: {path} is not there, or no file; give the held-out items")
+    return path
+
+
 def _hash(words: list[str]) -> int:
     return xxhash.xxh3_64_intdigest(" ".join(words).encode("utf-8", "surrogatepass"))
 
@@ -92,11 +105,7 @@ def _runs(words: list[str], length: int) -> Iterator[int]:
 
 
 def _questions(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise MissingError(f"filter.rules: leak.files: {path} is not there; give the held-out items") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             where = f"{path.name}:{number}"
             try:

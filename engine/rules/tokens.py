@@ -10,6 +10,7 @@ from typing import Any
 
 from engine import rule_settings as settings
 from engine.errors import ConfigError, MissingError
+from engine.lines import digest_of
 from engine.rules import Draft
 
 
@@ -23,11 +24,7 @@ class TokensRule:
             from tokenizers import Tokenizer
         except ImportError:
             raise MissingError("filter.rules: tokens needs tokenizers; pip install tokenizers") from None
-        path = Path(chosen.tokenizer).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path
-        if not path.is_file():
-            raise MissingError(f"filter.rules: tokens.tokenizer: {path} is not there; give the student's folder")
-        self._tokenizer: Any = Tokenizer.from_file(str(path))
+        self._tokenizer: Any = Tokenizer.from_file(str(_path(chosen.tokenizer)))
         self._tokenizer.no_truncation()
         self._least, self._most = chosen.min_tokens, chosen.max_tokens
 
@@ -40,3 +37,16 @@ class TokensRule:
         if self._least <= count <= self._most:
             return None
         return f"{count} tokens, not {self._least} to {self._most}"
+
+
+def digest(tokenizer: str) -> str:
+    """Return the xxh3-128 of a tokenizer."""
+    return digest_of(_path(tokenizer))
+
+
+def _path(tokenizer: str) -> Path:
+    path = Path(tokenizer).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise MissingError(f"filter.rules: tokens.tokenizer: {path} is not there; give the student's folder")
+    return path
