@@ -58,6 +58,8 @@ def test_with_several_processes_the_backend_is_trl(capsys: pytest.CaptureFixture
         make_plan(Train(backend="unsloth"), node)
     with pytest.raises(ConfigError, match="backend = unsloth: topk_kd needs the student's logits"):
         make_plan(Train(backend="unsloth", method="topk_kd"), msgspec.structs.replace(node, processes=1))
+    alone = make_plan(Train(dtype="float32"), msgspec.structs.replace(node, processes=1))
+    assert (alone.backend, alone.dtype) == ("trl", "float32"), "Unsloth would compute in 16 bits"
 
 
 def test_only_one_journal_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

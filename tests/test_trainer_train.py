@@ -185,3 +185,10 @@ def test_lines_have_the_names_that_the_report_reads() -> None:
         "tokens_per_s",
         "seconds",
     } <= fields
+
+
+def test_the_last_step_is_a_point_of_the_curve(tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.arguments.LOG_POINTS", 2)
+    run = write_run(tmp_path, make_rows(4))
+    train(make_config(student, max_steps=5, val_fraction=0, **BY_TWO), run, run)
+    assert [line.step for line in read_lines(run / "train" / "metrics.jsonl")] == [2, 4, 5]

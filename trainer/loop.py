@@ -209,6 +209,7 @@ def callback(journal: Journal, patience: int) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step >= state.max_steps:
+                control.should_log = True  # between two points of the curve, a loss that is no number would not show
                 # The last step is one more candidate for the best; else its checkpoint is of no use.
                 control.should_evaluate = control.should_evaluate or patience > 0
                 control.should_save = patience > 0

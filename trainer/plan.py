@@ -143,6 +143,8 @@ def _hindrance(train: Train, machine: Machine) -> str:
         return "topk_kd needs the student's logits, which Unsloth does not give"
     if train.method == "on_policy":
         return "on_policy is TRL's own trainer, with a teacher that Unsloth would patch, too"
+    if train.dtype == "float32":
+        return "Unsloth computes in 16 bits whatever train.dtype says"
     return "Unsloth trains on one GPU" if machine.processes > 1 else ""
 
 
