@@ -62,6 +62,8 @@ class Facts(msgspec.Struct, frozen=True):
 
     name: str
     """What the bundle is called; a plain word."""
+    run: Path
+    """Where it is, for what lies beside its rows; not to be told to others."""
     teacher: Teacher
     train: Train
     template_kwargs: dict[str, Any]

@@ -36,6 +36,7 @@ def facts_of(run: Path, manifest: Manifest, settings: Config, *, name: str | Non
     """
     return Facts(
         name=_name(run, name),
+        run=run,
         teacher=_teacher(manifest),
         train=settings.train,
         template_kwargs=settings.teacher.chat_template_kwargs,

@@ -302,7 +302,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").symlink_to("/dev/full")
     opened = exporters()["openai"].open
     assert opened is not None
-    sink = opened(tmp_path, "train", Facts("n", Teacher(), Config().train, {}))
+    sink = opened(tmp_path, "train", Facts("n", tmp_path, Teacher(), Config().train, {}))
     for sample in Samples(run, read_manifest(run), include_truncated=False):
         sink.write(sample)
     with pytest.raises(DiskError, match=r"train\.jsonl: the disk is full"):

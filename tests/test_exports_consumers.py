@@ -69,10 +69,8 @@ def test_datasets_reads_a_bundle_by_its_card(hub_bundle: Path, tmp_path: Path) -
 def test_parquet_files_are_cut_by_size_and_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow import parquet
 
-    import engine.exports.parquet as exporter
-
-    monkeypatch.setattr(exporter, "GROUP_CHARS", 4_000)
-    monkeypatch.setattr(exporter, "FILE_BYTES", 8_000)
+    monkeypatch.setattr("engine.parquet_files.GROUP_BYTES", 4_000)
+    monkeypatch.setattr("engine.parquet_files.FILE_BYTES", 8_000)
     run = write_run(tmp_path / "run", ROWS)
     out, summary = export_run(run, "parquet", out=tmp_path / "b", val_fraction=0.0)
     files = sorted((out / "data").iterdir())

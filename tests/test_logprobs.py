@@ -19,6 +19,7 @@ import xxhash
 
 from engine import config
 from engine.errors import ConfigError, DataError, MissingError
+from engine.export import Request, export
 from engine.generate import generate
 from engine.logprobs import Logprobs, left_records, pack, read_logprobs, record
 from engine.rows import Row
@@ -238,3 +239,36 @@ def test_a_shard_is_due_when_its_log_probabilities_are_large(tmp_path: Path) -> 
     assert not writer.due
     (shard,) = read_manifest(tmp_path).shards
     assert shard.logprobs == Sidecar("logprobs-00000.bin", 8000, xxhash.xxh3_128_hexdigest(b"x" * 8000))
+
+
+def test_they_leave_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each split has its own, joined to the rows by id, and numbers come out as they were captured."""
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setattr("engine.parquet_files.GROUP_BYTES", 20_000)
+    run = tmp_path / "run"
+    generate(settings("sampling.max_tokens=11"), run, gate=False)
+    refused = {row.id for row in rows(run) if row.finish_reason == "length"}
+    assert refused
+    export(run, Request(to=["kd"], out=tmp_path / "out", val_fraction=0.2))
+    captured = {one.id: one for one in read_logprobs(run)}
+    seen = []
+    for split in ("train", "validation"):
+        (file,) = (tmp_path / "out" / "kd").glob(f"{split}-*.parquet")
+        found = parquet.read_table(file).to_pylist()
+        lines = (tmp_path / "out" / "data" / f"{split}.jsonl").read_bytes().splitlines()
+        beside = [msgspec.json.decode(line)["id"] for line in lines]
+        assert [row["id"] for row in found] == beside
+        seen += found
+    assert {row["id"] for row in seen} == captured.keys() - refused
+    for row in seen:
+        for name, array in captured[row["id"]]._asdict().items():
+            assert name == "id" or np.array_equal(np.array(row[name], dtype=array.dtype), array)
+
+
+def test_a_run_without_them_has_none_to_export(tmp_path: Path) -> None:
+    generate(settings("sampling.logprobs=0", "prompts.count=200"), tmp_path / "run")
+    with pytest.raises(MissingError, match=r"holds no log-probabilities; generate with sampling\.logprobs"):
+        export(tmp_path / "run", Request(to=["kd"], out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,6 @@
-"""Parquet files of the canonical columns, as the Hugging Face hub lays them out.
+"""Parquet files of the canonical columns.
 
-Format: `data/SPLIT-00000-of-00002.parquet`, zstd, row groups of a few megabytes so that a viewer reads a page and no
-more. Parquet 2 as pyarrow writes it; a row group is all that is held in memory.
+Format: `data/SPLIT-00000-of-00002.parquet`, see engine/parquet_files.py.
 Source: https://huggingface.co/docs/hub/datasets-file-names-and-splits
 """
 
@@ -10,14 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import DATA, Exporter, Facts, Sample
+from engine.bundle import DATA, Exporter, Facts, Sample, Sink
 from engine.canonical import COLUMNS, canonical
-from engine.shards import disk
-
-GROUP_CHARS = 4_000_000
-"""Characters of text in a row group."""
-FILE_BYTES = 256 * 2**20
-"""A file is closed when it has reached this size."""
+from engine.parquet_files import ParquetFiles
 
 
 def _schema() -> Any:
@@ -31,72 +25,18 @@ def _schema() -> Any:
     return pyarrow.schema([(name, arrow(kind)) for name, kind in COLUMNS.items()])
 
 
-class _Parquet:
-    """The files of one split."""
-
-    def __init__(self, folder: Path, split: str, facts: Facts) -> None:
-        self._folder = folder
-        self._split = split
-        self._facts = facts
-        self._schema = _schema()
-        self._group: list[dict[str, Any]] = []
-        self._chars = 0
-        self._files: list[tuple[Path, int]] = []
-        self._writer: Any = None
-        self._rows = 0
-
-    def write(self, sample: Sample) -> None:
-        self._group.append(canonical(sample, self._facts))
+def _open(folder: Path, split: str, facts: Facts) -> Sink:
+    def row(sample: Sample) -> tuple[dict[str, Any], int]:
         # Question and answer stand in the messages once more.
-        self._chars += 2 * (len(sample.instruction) + len(sample.input) + len(sample.output))
-        if self._chars >= GROUP_CHARS:
-            self._flush()
+        return canonical(sample, facts), 2 * (len(sample.instruction) + len(sample.input) + len(sample.output))
 
-    def close(self) -> dict[Path, int]:
-        self._flush()
-        self._finish()
-        return {self._named(number): rows for number, (_, rows) in enumerate(self._files)}
-
-    def _flush(self) -> None:
-        if not self._group:
-            return
-        import pyarrow
-        from pyarrow import parquet
-
-        path = self._folder / f"{self._split}-{len(self._files):05d}.parquet"
-        table = pyarrow.Table.from_pylist(self._group, schema=self._schema)
-        with disk(path):
-            if self._writer is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
-            self._writer.write_table(table)
-            size = path.stat().st_size
-        self._rows += len(self._group)
-        self._group, self._chars = [], 0
-        if size >= FILE_BYTES:
-            self._finish()
-
-    def _finish(self) -> None:
-        if self._writer is None:
-            return
-        path = self._folder / f"{self._split}-{len(self._files):05d}.parquet"
-        with disk(path):
-            self._writer.close()
-        self._files.append((path, self._rows))
-        self._writer, self._rows = None, 0
-
-    def _named(self, number: int) -> Path:
-        """Rename a file, now that it is known how many there are."""
-        path, _ = self._files[number]
-        final = path.with_name(f"{self._split}-{number:05d}-of-{len(self._files):05d}.parquet")
-        with disk(final):
-            return path.rename(final)
+    return ParquetFiles(folder, split, _schema(), row)
 
 
 EXPORTER = Exporter(
     consumer="anything that reads Parquet",
     usage="`datasets.load_dataset(FOLDER)`, where the folder is this one",
-    open=_Parquet,
+    open=_open,
     folder=DATA,
     packages=("pyarrow",),
 )
