@@ -6,6 +6,7 @@ stops the run where nearly everything is thrown away or fails. Knows rows and co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -32,7 +33,9 @@ class Gate:
     """Looks at the first rows of a run."""
 
     def __init__(self) -> None:
-        self._rows = 0
+        self.rows = 0
+        self.kept: Counter[str] = Counter()
+        """Kept rows by template."""
         self._asked = 0
         self._bad = dict.fromkeys(REMEDIES, 0)
         self._tokens = 0
@@ -46,11 +49,13 @@ class Gate:
 
         Without its prompt, which a resumed run no longer has, it is counted and not shown.
         """
-        self._rows += 1
+        self.rows += 1
         self._bytes += size
+        self._tokens += row.cost
+        if outcome == "kept":
+            self.kept[row.template] += 1
         if outcome in ("kept", "rejected"):
             self._asked += 1
-            self._tokens += row.output_tokens
             self._bad["truncated"] += row.finish_reason == "length"
             self._bad["refused"] += row.rule == "phrase"
             self._bad["duplicate"] += row.rule == "duplicate"
@@ -59,19 +64,17 @@ class Gate:
         elif outcome == "failed":
             self._failed += 1
             self._failure = self._failure or row.reason
-        return self._rows == GATE_ROWS
+        return self.rows == GATE_ROWS
 
     def report(self, *, total: int | None, seconds: float) -> str:
-        """Return what the first rows show and what they forecast for the whole run."""
+        """Return what the first rows show and what they forecast for the `total` prompts of the whole run."""
         rates = ", ".join(f"{name} {self._rate(name):.0%}" for name in self._bad)
-        lines = (
-            [f"first {self._rows} rows, one of them:", self._sample] if self._sample else [f"first {self._rows} rows"]
-        )
+        lines = [f"first {self.rows} rows, one of them:", self._sample] if self._sample else [f"first {self.rows} rows"]
         lines.append(f"{rates} of {self._asked} answers")
         if self._failed:
             lines.append(f"{self._failed} prompts failed, the first one with: {self._failure}")
         if total:
-            scale = total / self._rows
+            scale = total / self.rows
             megabytes, left_s = self._bytes * scale / 1e6, seconds * scale
             lines.append(
                 f"forecast for {total:,} prompts: {self._tokens * scale:,.0f} output tokens, {megabytes:,.1f} MB, "

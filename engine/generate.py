@@ -109,6 +109,7 @@ class _Generation:
         self._run = run
         self._source = source
         self._progress = progress
+        self._goal = goal
         self._steering = Steering(
             run.filter,
             greedy=settings.sampling.temperature == 0,
@@ -239,7 +240,8 @@ class _Generation:
         line = self._encoder.encode(row) + b"\n"
         size = len(line) + (len(committed.completion.logprobs) if committed.outcome == "kept" else 0)
         if self._gate is not None and self._gate.add(committed.outcome, row, size, committed.prompt):
-            note(self._gate.report(total=self._source.count, seconds=self._progress.answering_s))
+            total = self._goal.prompts(self._gate.rows, self._gate.kept, count=self._source.count)
+            note(self._gate.report(total=total, seconds=self._progress.answering_s))
             self._objection, self._gate = self._gate.objection(), None
         return line
 

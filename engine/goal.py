@@ -7,6 +7,7 @@ Knows counts; nothing of prompts, teachers or disk.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Literal
 
 from engine import config as configuration
@@ -38,6 +39,19 @@ class Goal:
         if self.candidates is not None and candidates >= self.candidates:
             return "candidates"
         return None
+
+    def prompts(self, first: int, kept: Mapping[str, int], *, count: int | None) -> int | None:
+        """Return how many prompts the run will take, of the `count` that there are, None where that is not known.
+
+        By its `first` prompts, of which so many of each template were kept.
+        """
+        found = [] if count is None else [count]
+        found += [] if self.candidates is None else [self.candidates]
+        if self.accepted is not None and kept:
+            found.append(ceil(self.accepted * first / sum(kept.values())))
+        elif self.accepted is None and self.quotas and kept.keys() >= self.quotas.keys():
+            found.append(max(ceil(wanted * first / kept[name]) for name, wanted in self.quotas.items()))
+        return min(found, default=None)
 
     def shortfall(self, ending: Ending, kept: int, of_quota: Mapping[str, int]) -> str | None:
         """Return the sentence for a run that ended before its goal, or None."""

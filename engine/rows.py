@@ -127,6 +127,11 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     held: bool = False
     """True for a skipped prompt that had waited for a place under a cap or a quota."""
 
+    @property
+    def cost(self) -> int:
+        """Output tokens that the teacher wrote for it, those of all samples."""
+        return self.sampled_tokens or self.output_tokens
+
 
 def user_turn(instruction: str, input_text: str) -> str:
     """Join instruction and input the way every room does: a blank line between, nothing if input is empty."""

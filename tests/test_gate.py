@@ -4,9 +4,11 @@ import asyncio
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from echo_runs import settings
 
+from engine import config
 from engine.errors import PotstillError
 from engine.generate import generate
 from engine.rows import Completion
@@ -55,9 +57,30 @@ def test_the_forecast_leaves_the_start_of_the_teacher_out(tmp_path: Path, capsys
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "make_backend", lambda teacher, sampling, **_: Slow(teacher.echo, sampling))
-        generate(
-            settings("prompts.count=64000", "output.candidates=200", "filter.cap_per_template=0"), tmp_path / "run"
-        )
-    found = re.search(r"forecast for 64,000 prompts: .* (\d+):(\d\d) at this speed", capsys.readouterr().err)
+        generate(settings("prompts.count=640", "filter.cap_per_template=0"), tmp_path / "run")
+    found = re.search(r"forecast for 640 prompts: .* (\d+):(\d\d) at this speed", capsys.readouterr().err)
     assert found is not None
-    assert int(found[1]) * 60 + int(found[2]) < 0.5 * 1000
+    assert int(found[1]) * 60 + int(found[2]) < 0.5 * 10
+
+
+@pytest.mark.parametrize(
+    ("overrides", "prompts", "tokens_each"),
+    [
+        (["output.accepted=500"], 543, 1),
+        (["output.accepted=100000", "prompts.count=64"], 64, 1),
+        (["output.accepted=100000", "output.candidates=80"], 80, 1),
+        (["output.quotas.colour=40"], 183, 1),
+        (["prompts.count=200", "sampling.samples=4", "sampling.consensus='majority'"], 200, 4),
+    ],
+)
+def test_the_forecast_is_for_the_rows_that_are_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], prompts: int, tokens_each: int
+) -> None:
+    data = msgspec.to_builtins(settings("filter.cap_per_template=0", *overrides))
+    if not any("prompts.count" in one for one in overrides):
+        del data["prompts"]["count"]
+    generate(config.from_mapping(data, where="test"), tmp_path / "run")
+    found = re.search(r"forecast for (\d+) prompts: ([\d,]+) output tokens", capsys.readouterr().err)
+    assert found is not None
+    assert int(found[1]) == prompts
+    assert 8 < int(found[2].replace(",", "")) / prompts / tokens_each < 24
