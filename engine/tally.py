@@ -29,6 +29,7 @@ class TemplateTally:
         self.ended: Counter[int] = Counter()
         """Rows that were ended early, by the tokens that they had by then."""
         self.whole = 0
+        """Prompts that were answered to the end, whatever became of them."""
         self.whole_tokens = 0
 
     def add(self, outcome: Outcome, row: Row) -> None:
@@ -39,15 +40,20 @@ class TemplateTally:
             self.skipped += not row.held
         elif row.aborted:
             self.ended[row.output_tokens] += 1
-        elif outcome != "failed":
+        elif row.cost or outcome != "failed":
             self.whole += 1
-            self.whole_tokens += row.output_tokens
+            self.whole_tokens += row.cost
 
     def saved(self, mean: float) -> tuple[float, float, float]:
         """Return the tokens that skipping, holding back and ending early saved; `mean` of all, where it has none."""
         if self.whole:
             mean = self.whole_tokens / self.whole
-        rest = sum(count * max(0.0, mean - tokens) for tokens, count in self.ended.copy().items())
+        ended = self.ended.copy()
+        rest = sum(count * max(0.0, mean - tokens) for tokens, count in ended.items())
+        # Some answers to what was not asked would have been long, too: at least as long as those that were ended.
+        longer = sum(count * max(0.0, tokens - mean) for tokens, count in ended.items())
+        answered = self.whole + ended.total()
+        mean += longer / answered if answered else 0.0
         return self.skipped * mean, self.held * mean, rest
 
 
@@ -70,7 +76,7 @@ class Tally:
         """Count one committed row."""
         self.asked += 1
         self.prompt_tokens += row.prompt_tokens
-        self.output_tokens += row.sampled_tokens or row.output_tokens
+        self.output_tokens += row.cost
         if outcome == "kept":
             self.kept += 1
             self.kept_tokens += row.output_tokens
