@@ -23,6 +23,7 @@ from engine.prompts import source_of
 from engine.rows import OUTCOMES, Completion, Outcome, Prompt, Row
 from engine.run_settings import check_settings
 from engine.shards import Manifest, published_rows, read_manifest
+from engine.steer import EMPTY
 
 BEFORE, AFTER = 20, 40
 """Characters shown on either side of the first difference."""
@@ -51,6 +52,8 @@ def replay(folder: Path, wanted: str, overrides: Sequence[str] = ()) -> dict[str
     outcome, row = _find(folder, manifest, wanted)
     if outcome == "skipped":
         raise UsageError(f"row {row.id} was never asked: skipped by the rule {row.rule} ({row.reason})")
+    if outcome == "failed" and row.reason == EMPTY:
+        raise UsageError(f"row {row.id} was never asked: {row.reason}")
     settings = load(folder / "config.toml", overrides)
     source = source_of(settings)
     check_settings(folder, manifest, settings, source, do="leave out --set")

@@ -95,6 +95,14 @@ def test_what_cannot_be_asked_again_says_why(whole: Path) -> None:
         replay(whole, "0", ["sampling.temperature=0.1"])
 
 
+def test_an_empty_prompt_was_never_asked_and_is_not_asked_now(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Say it"}\n{"prompt": " "}\n')
+    overrides = ["teacher.backend=echo", f"prompts.file={tmp_path / 'prompts.jsonl'}"]
+    generate(config.load(None, overrides), tmp_path / "run")
+    with pytest.raises(UsageError, match="was never asked: the prompt is empty"):
+        replay(tmp_path / "run", "1")
+
+
 ROW = Row(instruction="i", input="", output="abc", template="t", id="r", index=0, finish_reason="stop")
 
 
