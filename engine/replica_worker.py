@@ -24,6 +24,7 @@ from engine.complaints import tolerate_loss
 from engine.config import Sampling, Teacher
 from engine.errors import PotstillError
 from engine.rows import Completion, Prompt
+from engine.signals import release_interrupts
 
 
 class Add(msgspec.Struct, tag=True):
@@ -70,6 +71,7 @@ def work(
     # A session of its own: a Ctrl-C would otherwise end vLLM's processes below this one, which still finish rows.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    release_interrupts()
     tolerate_loss()
     os.dup2(2, 1)  # stdout is the parent's, for results
     os.environ.update(environment)

@@ -29,6 +29,7 @@ from engine.gpu import cards
 from engine.progress import note
 from engine.replica_worker import Abort, Add, Answers, Died, Ready, encode, from_worker, work
 from engine.rows import Completion, Prompt
+from engine.signals import interrupts_held
 
 PATIENCE_S = 60.0
 """Seconds of starting after which it is said that it goes on."""
@@ -169,7 +170,8 @@ class _Replica:
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, _share(teacher), sampling, watch, _environment(number, teacher))
         self._process: BaseProcess = context.Process(target=work, args=arguments, name=f"replica-{number}")
-        self._process.start()
+        with interrupts_held():
+            self._process.start()
         theirs.close()
         self._reader: threading.Thread | None = None
 

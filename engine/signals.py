@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Protocol
 
@@ -42,6 +43,25 @@ def forwarded(running: Sequence[Signalled]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold SIGINT back, here and in a process that is started in the block, until that one calls `release_interrupts`.
+
+    A Ctrl-C goes to all processes of a terminal; one that is not ready for it would print a traceback.
+    """
+    resource_tracker.ensure_running()  # it is started with the first process, and then SIGINT is let through
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        release_interrupts()
+
+
+def release_interrupts() -> None:
+    """Let SIGINT through again, also one that came meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def ends_with_parent() -> Callable[[], None] | None:

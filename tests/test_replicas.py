@@ -16,7 +16,7 @@ from engine import replicas
 from engine.backend import answer_all, make_backend
 from engine.config import Echo, Sampling, Teacher
 from engine.errors import ConfigError, EngineError
-from engine.replicas import ReplicaBackend, _environment
+from engine.replicas import ReplicaBackend, _environment, _Replica
 from engine.rows import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +102,17 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert left_after_a_while(workers) == []
+
+
+def test_a_ctrl_c_does_not_reach_a_worker_that_is_not_ready_for_it() -> None:
+    worker = _Replica(0, TEACHER, Sampling(), None)
+    try:
+        status = Path(f"/proc/{worker._process.pid}/status").read_text()
+    finally:
+        worker.stop()
+    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigBlk", "SigIgn"))]
+    assert any(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 STARTING = """
