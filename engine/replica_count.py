@@ -22,7 +22,7 @@ SMALL_BYTES = 2 * 2**30
 parameters keeps the card busy for a fifth of the time, 4 B parameters (8 GB) for four fifths. Between them nothing was
 measured. Source: docs/results/engine-h100.md."""
 MOST_ON_A_CARD = 4
-"""Of 135 M parameters, four write three to four times as many rows as one; eight write a tenth more than four."""
+"""Of 135 M parameters, four write three times as many rows as one; eight keep the card little busier than four."""
 CORES_EACH = 4
 """A replica keeps one and a half to two busy: its loop, its renderer and vLLM's engine. Four were measured on 16."""
 CACHE_BYTES = 4 * 2**30
