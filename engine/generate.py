@@ -287,7 +287,7 @@ class _Generation:
             if task is not None and (self._stopping or not self._up):
                 task.cancel()
             elif not self._stopping:
-                note("\nstopping: finishing what is in flight; once more to stop at once")
+                note("stopping: finishing what is in flight; once more to stop at once")
             self._stopping = True
 
         try:

@@ -1,4 +1,4 @@
-"""Progress: a live line for people, plain lines for logs, one line a second in metrics.jsonl.
+"""Progress: live lines for people, plain lines for logs, one line a second in metrics.jsonl.
 
 Knows counts and the clock; decides nothing.
 """
@@ -15,6 +15,8 @@ import msgspec
 
 from engine.decode import UNREADABLE
 from engine.errors import DiskError
+from engine.live import is_live, show
+from engine.live import note as note
 from engine.part import disk
 from engine.tally import Tally
 
@@ -42,7 +44,7 @@ class Progress:
         self._first_asked = tally.asked
         self._answering_since: float | None = None
         self._last_counts = self._counts()
-        self._live = sys.stderr.isatty()
+        self._live = is_live()
 
     @property
     def seconds(self) -> float:
@@ -88,8 +90,6 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.ready(False)
-        if self._live:
-            print(file=sys.stderr)
         try:
             await self._measure(time.monotonic(), last=True)
         except DiskError:
@@ -130,12 +130,14 @@ class Progress:
         share = 100 * tally.kept / tally.asked if tally.asked else 0.0
         whole = f" of {self._total:,}" if self._total else ""
         text = f"{tally.asked:,}{whole} prompts, {tally.kept:,} kept ({share:.0f}%)"
-        text += f", {rows:,.0f} rows/s, {tokens:,.0f} tok/s, {kept:,.0f} kept/s"
         left = self._left_s(now)
         if left is not None and not last:
             text += f", {clock(left)} left"
-        if self._live:
-            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        text += f", {rows:,.0f} rows/s, {tokens:,.0f} tok/s, {kept:,.0f} kept/s"
+        if self._live and last:
+            note(f"{text}\n{self._worth()}")
+        elif self._live:
+            show([text, self._worth()])
         elif now - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = now
             print(f"{text}; {self._worth()}", file=sys.stderr, flush=True)
@@ -145,7 +147,8 @@ class Progress:
         found, goodput = [], self.goodput()
         if goodput["kept_per_gpu_s"] is not None:
             found.append(f"{goodput['kept_per_gpu_s']:,.1f} kept per GPU-second")
-        found.append(f"about {sum(self._tally.tokens_saved.values()):,} tokens saved")
+        saved = ", ".join(f"{count:,} {kind}" for kind, count in self._tally.tokens_saved.items() if count)
+        found.append(f"tokens saved: about {saved}" if saved else "no tokens saved")
         return ", ".join([*found, *yields(self._tally)[:YIELDS_SHOWN]])
 
     def _left_s(self, now: float) -> float | None:
@@ -169,11 +172,6 @@ def yields(tally: Tally) -> list[str]:
         worst = f" ({most[1]} {most[0] / asked:.0%})" if most[0] else ""
         found.append(f"{name} {one.results['kept'] / asked:.0%}{worst}")
     return found
-
-
-def note(text: str) -> None:
-    """Say one thing to the person who runs this."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class _Line(msgspec.Struct):

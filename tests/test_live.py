@@ -1,0 +1,84 @@
+"""What a person sees of a run on a terminal: two lines that are written over, and notes on lines of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.live import COLUMNS
+from engine.progress import Progress, note
+from engine.rows import Row
+from engine.tally import Tally
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def screen(written: str) -> list[str]:
+    """Return the lines that stand on an endless terminal of COLUMNS columns."""
+    lines, row, column = [""], 0, 0
+    rest = written
+    while rest:
+        if rest.startswith("\x1b[J"):
+            lines[row:] = [lines[row][:column]]
+            rest = rest[3:]
+        elif rest.startswith("\x1b[1A"):
+            row, rest = row - 1, rest[4:]
+        elif rest[0] == "\r":
+            column, rest = 0, rest[1:]
+        else:
+            if rest[0] == "\n" or column == COLUMNS:
+                row, column = row + 1, 0
+                lines += [""] * (row == len(lines))
+            if rest[0] != "\n":
+                lines[row] = lines[row][:column] + rest[0] + lines[row][column + 1 :]
+                column += 1
+            rest = rest[1:]
+    return lines
+
+
+def test_lines_are_written_over_and_notes_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    tally, seen = Tally(), []
+    many = Row("i", "", "o", "a template with a long name, so that it is cut", "id", 0, "stop", output_tokens=40)
+    ended = Row("i", "", "o", many.template, "id", 0, "abort", output_tokens=10, rule="phrase", aborted=True)
+
+    async def run() -> None:
+        async with Progress(tmp_path, tally, total=1_000_000, target=None) as progress:
+            note("a note before")
+            for _ in range(3):
+                tally.add("kept", many)
+                tally.add("rejected", ended)
+                progress._last -= 2
+                await progress.tick(in_flight=1)
+                seen.append(screen(terminal.getvalue()))
+            note("a note between")
+            progress._last -= 2
+            await progress.tick(in_flight=1)
+            seen.append(screen(terminal.getvalue()))
+
+    asyncio.run(run())
+    note("a note after")
+    for number, shown in enumerate(seen[:3], start=1):
+        before, counts, worth = shown
+        assert before == "a note before"
+        assert counts.startswith(f"{2 * number} of 1,000,000 prompts, {number} kept (50%), ")
+        assert worth.startswith(f"tokens saved: about {30 * number} aborted, a template")
+        assert len(counts) < COLUMNS
+        assert len(worth) == COLUMNS - 1
+    assert seen[3][:2] == ["a note before", "a note between"]
+    assert len(seen[3]) == 4
+    last = screen(terminal.getvalue())
+    assert [line for line in last if line.startswith("a note")] == ["a note before", "a note between", "a note after"]
+    assert "".join(last).count("prompts, ") == 1, "what was written over is gone"
+
+
+def test_a_log_is_not_given_control_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    note("a note")
+    assert capsys.readouterr().err == "a note\n"
