@@ -69,7 +69,9 @@ async def generate_with(
     check(settings, source.names)
     with open_run(folder, settings, source, resume=resume) as run:
         if run.manifest.finished and not run.goes_on(goal, source):
-            note(f"{folder} is finished: {run.tally.kept:,} rows kept; nothing to do")
+            ended = run.manifest.summary.get("ending", "prompts")
+            shortfall = goal.shortfall(ended, run.tally.kept, run.filter.of_quota)
+            note(f"{folder} is finished: {run.tally.kept:,} rows kept; nothing to do", shortfall)
             return run.manifest.summary
         if run.position:
             note(f"{folder}: going on at prompt {run.position:,} with {run.tally.kept:,} rows kept")
@@ -81,12 +83,8 @@ async def generate_with(
                 ending = await generation.drive()
         summary = run.finish({"ending": ending, "seconds": round(progress.seconds, 3), **progress.goodput()})
         shortfall = goal.shortfall(ending, run.tally.kept, run.filter.of_quota)
-    note(funnel_line(summary["asked"] - summary["failed"], run.tally.lost()))
-    warning = yield_warning(summary["asked"], summary["kept"])
-    if warning:
-        note(warning)
-    if shortfall is not None:
-        note(shortfall)
+    funnel = funnel_line(summary["asked"] - summary["failed"], run.tally.lost())
+    note(funnel, yield_warning(summary["asked"], summary["kept"]), shortfall)
     return summary
 
 

@@ -28,9 +28,10 @@ def show(lines: Sequence[str]) -> None:
     print(CLEAR + "\n".join(line[:most] for line in lines) + "\r" + up, end="", file=sys.stderr, flush=True)
 
 
-def note(text: str) -> None:
-    """Say one thing to the person who runs this."""
-    print((CLEAR if is_live() else "") + text, file=sys.stderr, flush=True)
+def note(*texts: str | None) -> None:
+    """Say some things to the person who runs this, each on lines of its own; None says nothing."""
+    for text in filter(None, texts):
+        print((CLEAR if is_live() else "") + text, file=sys.stderr, flush=True)
 
 
 def _columns() -> int:
