@@ -5,8 +5,10 @@ Knows counts and the clock; decides nothing.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +25,8 @@ from engine.tally import Tally
 METRICS = "metrics.jsonl"
 PLAIN_EVERY_S = 10.0
 """Seconds between lines where stderr is not a terminal."""
+OVERALL = ("rows_per_answering_s", "output_tokens_per_answering_s", "kept_per_answering_s")
+"""Keys of the goodput that the last line shows."""
 YIELDS_SHOWN = 4
 """Templates whose yield stands in such a line."""
 
@@ -41,9 +45,10 @@ class Progress:
         self._gpu_s = before.gpu_seconds
         self._gpus = 0
         self._start = self._last = self._last_plain = time.monotonic()
+        self._answering_before = before.answering_seconds
         self._first_asked = tally.asked
         self._answering_since: float | None = None
-        self._last_counts = self._counts()
+        self._last_counts = self._plain_counts = self._counts()
         self._live = is_live()
 
     @property
@@ -106,8 +111,8 @@ class Progress:
         return self._tally.asked, self._tally.output_tokens, self._tally.kept
 
     async def _measure(self, now: float, in_flight: int = 0, *, last: bool = False) -> None:
-        counts, elapsed = self._counts(), max(now - self._last, 1e-9)
-        rows, tokens, kept = ((new - old) / elapsed for new, old in zip(counts, self._last_counts, strict=True))
+        counts = self._counts()
+        rows, tokens, kept = _rates(self._last_counts, counts, now - self._last)
         self._last, self._last_counts = now, counts
         line = {
             "seconds": round(self.seconds, 3),
@@ -123,23 +128,31 @@ class Progress:
         with disk(self._path):
             async with aiofiles.open(self._path, "ab") as file:
                 await file.write(msgspec.json.encode(line) + b"\n")
-        self._show(now, rows, tokens, kept, last=last)
+        if last or self._live or now - self._last_plain >= PLAIN_EVERY_S:
+            self._show(now, (rows, tokens, kept), in_flight, last=last)
 
-    def _show(self, now: float, rows: float, tokens: float, kept: float, *, last: bool) -> None:
+    def _show(self, now: float, rates: tuple[float, ...], in_flight: int, *, last: bool) -> None:
+        """Say how far the run is, and how fast: in the last second, since the last line of a log, or all along."""
         tally = self._tally
         share = 100 * tally.kept / tally.asked if tally.asked else 0.0
         whole = f" of {self._total:,}" if self._total else ""
         text = f"{tally.asked:,}{whole} prompts, {tally.kept:,} kept ({share:.0f}%)"
-        left = self._left_s(now)
+        if last:
+            goodput = self.goodput()
+            rates = tuple(goodput[key] or 0.0 for key in OVERALL)
+        elif not self._live:
+            rates = _rates(self._plain_counts, self._counts(), now - self._last_plain)
+        left = self._left_s(in_flight)
         if left is not None and not last:
             text += f", {clock(left)} left"
+        rows, tokens, kept = rates
         text += f", {rows:,.0f} rows/s, {tokens:,.0f} tok/s, {kept:,.0f} kept/s"
         if self._live and last:
             note(f"{text}\n{self._worth()}")
         elif self._live:
             show([text, self._worth()])
-        elif now - self._last_plain >= PLAIN_EVERY_S:
-            self._last_plain = now
+        elif not last or now - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain, self._plain_counts = now, self._counts()
             print(f"{text}; {self._worth()}", file=sys.stderr, flush=True)
 
     def _worth(self) -> str:
@@ -151,15 +164,16 @@ class Progress:
         found.append(f"tokens saved: about {saved}" if saved else "no tokens saved")
         return ", ".join([*found, *yields(self._tally)[:YIELDS_SHOWN]])
 
-    def _left_s(self, now: float) -> float | None:
-        done = self._tally.asked - self._first_asked
-        if not done:
+    def _left_s(self, in_flight: int) -> float | None:
+        """Return how long it takes yet; None until as many prompts have ended as are in flight: the first end late."""
+        tally, seconds = self._tally, self.answering_s - self._answering_before
+        done = tally.asked - self._first_asked
+        if done <= in_flight or not seconds:
             return None
-        per_prompt = (now - self._start) / done
-        if self._target is not None and self._tally.kept:
-            wanted = (self._target - self._tally.kept) * self._tally.asked / self._tally.kept
-            return max(0.0, wanted * per_prompt)
-        return (self._total - self._tally.asked) * per_prompt if self._total else None
+        wanted = [self._total - tally.asked] if self._total else []
+        if self._target is not None and tally.kept:
+            wanted.append(math.ceil((self._target - tally.kept) * tally.asked / tally.kept))
+        return max(0, min(wanted)) * seconds / done if wanted else None
 
 
 def yields(tally: Tally) -> list[str]:
@@ -172,6 +186,11 @@ def yields(tally: Tally) -> list[str]:
         worst = f" ({most[1]} {most[0] / asked:.0%})" if most[0] else ""
         found.append(f"{name} {one.results['kept'] / asked:.0%}{worst}")
     return found
+
+
+def _rates(before: Sequence[int], now: Sequence[int], seconds: float) -> tuple[float, ...]:
+    """Return how much was added a second."""
+    return tuple((new - old) / max(seconds, 1e-9) for old, new in zip(before, now, strict=True))
 
 
 class _Line(msgspec.Struct):

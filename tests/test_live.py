@@ -82,3 +82,29 @@ def test_lines_are_written_over_and_notes_stay(tmp_path: Path, monkeypatch: pyte
 def test_a_log_is_not_given_control_codes(capsys: pytest.CaptureFixture[str]) -> None:
     note("a note")
     assert capsys.readouterr().err == "a note\n"
+
+
+async def test_a_log_says_the_rates_since_its_last_line_and_what_is_left_of_the_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine.progress.PLAIN_EVERY_S", 10.0)
+    tally, row = Tally(), Row("i", "", "o", "t", "id", 0, "stop", output_tokens=40)
+    async with Progress(tmp_path, tally, total=300, target=1_000_000) as progress:
+        progress.ready(True)
+        assert progress._answering_since is not None
+        for _ in range(2):
+            for moved in ("_last", "_last_plain", "_answering_since"):
+                setattr(progress, moved, getattr(progress, moved) - 9)
+            for _ in range(100):
+                tally.add("kept", row)
+            await progress.tick(in_flight=100)
+            progress._last -= 1
+            for moved in ("_last_plain", "_answering_since"):
+                setattr(progress, moved, getattr(progress, moved) - 1)
+            await progress.tick(in_flight=100)
+        progress._last_plain -= 10
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert "100 of 300 prompts, 100 kept (100%), 10 rows/s, 400 tok/s, 10 kept/s" in first, "too few have ended to say"
+    assert "200 of 300 prompts, 200 kept (100%), 0:10 left, 10 rows/s" in second, "the prompts run out long before"
+    assert "left" not in last
+    assert ", 10 rows/s, 400 tok/s" in last
