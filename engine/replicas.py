@@ -1,8 +1,8 @@
 """Replicas: one Backend made of several worker processes, each with a teacher of its own.
 
 A small teacher is bound by the host, not by the card, so several share one GPU; with more GPUs each replica gets its
-own. Work is pulled: a replica is sent more when it has room, never dealt out in advance. Promises that a worker ends
-when this process does, however that ends, and that a worker's death is an EngineError here.
+own. Work is pulled: a replica is sent a chunk of one template when it has room, never dealt out in advance. Promises
+that a worker ends when this process does, however that ends, and that a worker's death is an EngineError here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -23,9 +22,11 @@ import msgspec
 
 from engine import errors
 from engine.backend import Watch
+from engine.chunks import Waiting
 from engine.config import Sampling, Teacher
 from engine.errors import EngineError, PotstillError
 from engine.gpu import cards
+from engine.mps import Mps, mps_for
 from engine.progress import note
 from engine.replica_worker import Abort, Add, Answers, Died, Ready, encode, from_worker, work
 from engine.rows import Completion, Prompt
@@ -35,6 +36,8 @@ PATIENCE_S = 60.0
 """Seconds of starting after which it is said that it goes on."""
 STOP_S = 30.0
 """Longest wait for a replica to end by itself."""
+CHUNK = 32
+"""Prompts of one template that a busy replica is sent at a time: an eighth of its batch where that is less."""
 
 
 class ReplicaBackend:
@@ -49,7 +52,8 @@ class ReplicaBackend:
         self._watch = watch
         self._chosen = {"replicas_because": chosen_because} if chosen_because else {}
         self._replicas: list[_Replica] = []
-        self._waiting: deque[Prompt] = deque()
+        self._mps: Mps | None = None
+        self._waiting = Waiting()
         self._place: dict[str, _Replica] = {}
         self._inbox: asyncio.Queue[tuple[_Replica, Ready | Answers | Died]] = asyncio.Queue()
 
@@ -69,13 +73,14 @@ class ReplicaBackend:
     def describe(self) -> dict[str, str]:
         count = len(self._replicas)
         gpus = {"gpus": str(cards_used(self._teacher))} if self._teacher.backend == "vllm" else {}
-        return {**self._replicas[0].described, "replicas": str(count), **gpus, **self._chosen}
+        mps = {"mps": "on"} if self._mps is not None else {}
+        return {**self._replicas[0].described, "replicas": str(count), **gpus, **mps, **self._chosen}
 
     async def add(self, prompts: Sequence[Prompt]) -> None:
         refused = []
         for prompt in prompts:
             if _sendable(prompt):
-                self._waiting.append(prompt)
+                self._waiting.add(prompt)
             else:
                 refused.append(_unsendable(prompt))
         if refused:
@@ -83,8 +88,7 @@ class ReplicaBackend:
         self._feed()
 
     async def abort(self, ids: Sequence[str]) -> None:
-        unwanted = set(ids)
-        self._waiting = deque(prompt for prompt in self._waiting if prompt.id not in unwanted)
+        self._waiting.discard(set(ids))
         for replica in self._replicas:
             here = [name for name in ids if self._place.get(name) is replica]
             if here:
@@ -104,8 +108,11 @@ class ReplicaBackend:
     async def _start(self) -> None:
         """Start the replicas all at once: each is told how much memory it gets, so none measures what another takes."""
         loop = asyncio.get_running_loop()
+        if self._teacher.mps:
+            self._mps = await asyncio.to_thread(mps_for, _on_one_card(self._teacher))
+        shared = self._mps.environment if self._mps is not None else {}
         for number in range(self._teacher.replica_count):
-            replica = _Replica(number, self._teacher, self._sampling, self._watch)
+            replica = _Replica(number, self._teacher, self._sampling, self._watch, shared)
             self._replicas.append(replica)
             replica.listen(loop, self._inbox)
         start, limit = loop.time(), self._teacher.start_timeout_s
@@ -131,18 +138,27 @@ class ReplicaBackend:
     async def _stop(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(replica.stop) for replica in self._replicas))
         self._replicas.clear()
+        if self._mps is not None:
+            await asyncio.to_thread(self._mps.stop)
+            self._mps = None
 
     def _feed(self) -> None:
-        """Send waiting prompts, in order, to the replica with the most room."""
+        """Send waiting prompts, in chunks of one template, to the replica with the most room.
+
+        One that could run more at once gets its even share at once; a busy one waits until a chunk finds room.
+        """
         batches: dict[int, list[Prompt]] = {}
         while self._waiting:
             replica = max(self._replicas, key=lambda one: one.room)
-            if replica.room < 1:
+            size = replica.chunk
+            if replica.in_flight < replica.capacity:
+                size = min(size, -(-len(self._waiting) // len(self._replicas)))
+            elif replica.room < size:
                 break
-            prompt = self._waiting.popleft()
-            self._place[prompt.id] = replica
-            replica.in_flight += 1
-            batches.setdefault(replica.number, []).append(prompt)
+            chunk = self._waiting.take(size)
+            self._place |= dict.fromkeys((prompt.id for prompt in chunk), replica)
+            replica.in_flight += len(chunk)
+            batches.setdefault(replica.number, []).extend(chunk)
         for number, prompts in batches.items():
             self._replicas[number].send(Add(prompts))
 
@@ -161,14 +177,22 @@ class ReplicaBackend:
 class _Replica:
     """A worker process and the pipe to it."""
 
-    def __init__(self, number: int, teacher: Teacher, sampling: Sampling, watch: Watch | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        teacher: Teacher,
+        sampling: Sampling,
+        watch: Watch | None,
+        shared: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start a worker; `shared` goes into its environment, as into the others'."""
         self.number = number
         self.capacity = 0
         self.in_flight = 0
         self.described: dict[str, str] = {}
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, _share(teacher), sampling, watch, _environment(number, teacher))
+        arguments = (theirs, _share(teacher), sampling, watch, _environment(number, teacher) | dict(shared or {}))
         self._process: BaseProcess = context.Process(target=work, args=arguments, name=f"replica-{number}")
         with interrupts_held():
             self._process.start()
@@ -179,6 +203,11 @@ class _Replica:
     def room(self) -> int:
         """Prompts that it can take: half a batch more than it runs at once, so that it never waits for us."""
         return self.capacity + self.capacity // 2 - self.in_flight
+
+    @property
+    def chunk(self) -> int:
+        """Prompts that it is sent at a time while it is busy."""
+        return max(1, min(CHUNK, self.capacity // 8))
 
     def send(self, message: Add | Abort) -> None:
         try:
@@ -263,9 +292,14 @@ def _error(number: int, message: Died) -> PotstillError:
 
 def _share(teacher: Teacher) -> Teacher:
     """Return one replica's part: its share of the card's memory, and in `replicas` how many share the card."""
-    on_one_card = -(-teacher.replica_count // max(1, len(cards()) // teacher.tensor_parallel_size))
+    on_one_card = _on_one_card(teacher)
     utilization = teacher.gpu_memory_utilization / on_one_card
     return msgspec.structs.replace(teacher, replicas=on_one_card, gpu_memory_utilization=utilization)
+
+
+def _on_one_card(teacher: Teacher) -> int:
+    """Return how many replicas share a card, on the card that most share."""
+    return -(-teacher.replica_count // max(1, len(cards()) // teacher.tensor_parallel_size))
 
 
 def _environment(number: int, teacher: Teacher) -> dict[str, str]:

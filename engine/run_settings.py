@@ -24,6 +24,7 @@ SPEED_KEYS = frozenset(
         "teacher.gpu_memory_utilization",
         "teacher.tensor_parallel_size",
         "teacher.replicas",
+        "teacher.mps",
         "teacher.engine_args",
         "teacher.base_url",
         "teacher.api_key_env",

@@ -70,6 +70,8 @@ class Teacher(Section, frozen=True):
     """GPUs that one replica is spread over."""
     replicas: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = 1
     """Worker processes; small teachers are bound by the host, so several share one card. `auto`: replica_count.py."""
+    mps: bool = False
+    """Let the kernels of replicas that share a card run at the same time, through CUDA's multi-process service."""
     batch_invariant: bool = False
     """The same answers whatever is asked beside them, bit for bit, where vLLM can (CUDA, 8.0 and above); slower."""
     start_timeout_s: Rate = 3600.0

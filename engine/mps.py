@@ -1,0 +1,125 @@
+"""CUDA's multi-process service (MPS): kernels of replicas that share a card run at the same time.
+
+Without it a card goes from one process to the next and back, and each has it alone while it has it. Promises that a
+daemon started here ends with this process, however that ends, and that nothing is set on the card: no compute mode,
+nothing that outlasts the daemon. Source: https://docs.nvidia.com/deploy/mps/
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from engine.errors import ConfigError, EngineError
+from engine.gpu import cards
+from engine.progress import note
+
+CONTROL = "nvidia-cuda-mps-control"
+PIPES = "CUDA_MPS_PIPE_DIRECTORY"
+"""Environment variable that names the daemon a CUDA program goes through."""
+START_S = 60.0
+"""Longest wait for the daemon, and for CUDA to start under it; seconds."""
+STOP_S = 30.0
+"""Longest wait for it to end. It gives what still runs under it 10 s."""
+DAEMON = f"""
+{CONTROL} -d || exit 1
+echo started
+cat >/dev/null
+echo quit -t 10 | {CONTROL}
+rm -rf "${PIPES}"
+"""
+"""A shell that starts the daemon and, once its standard input is closed, ends it: also when this process is killed."""
+PROBE = """
+import ctypes, sys
+code = ctypes.CDLL("libcuda.so.1").cuInit(0)
+sys.exit(f"CUDA error {code}" if code else 0)
+"""
+WITHOUT = "set teacher.mps = false to do without"
+
+
+class Mps:
+    """A daemon of this process's own, in a folder of its own."""
+
+    def __init__(self) -> None:
+        """Start it, and see that CUDA starts under it.
+
+        Raises: ConfigError where the machine has no such service, EngineError where it does not start.
+        """
+        if not cards():
+            raise ConfigError(f"teacher.mps: there is no CUDA card here; {WITHOUT}")
+        if shutil.which(CONTROL) is None:
+            raise ConfigError(f"teacher.mps: {CONTROL}, which comes with NVIDIA's driver, is not on PATH; {WITHOUT}")
+        folder = tempfile.mkdtemp(prefix="potstill-mps-")
+        self.environment = {PIPES: folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        """What a process's environment must say for its kernels to go through this daemon."""
+        # Given CUDA_VISIBLE_DEVICES, the daemon would number the cards anew, and the replicas' numbers be wrong.
+        inherited = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        complaints = Path(folder, "stderr")
+        with complaints.open("wb") as errors:
+            self._shell = subprocess.Popen(
+                ["sh", "-c", DAEMON],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=inherited | self.environment,
+                start_new_session=True,  # Ctrl-C ends the replicas first
+            )
+        try:
+            self._check(complaints)
+        except BaseException:
+            self.stop()
+            shutil.rmtree(folder, ignore_errors=True)  # the shell leaves it where the daemon did not start
+            raise
+
+    def _check(self, complaints: Path) -> None:
+        out = self._shell.stdout
+        assert out is not None
+        if not (wait([out.fileno()], START_S) and out.readline() == b"started\n"):
+            said = complaints.read_text(errors="replace").strip()
+            raise EngineError(f"teacher.mps: {CONTROL} -d failed ({_last_line(said)}); {WITHOUT}")
+        try:
+            environment = os.environ | self.environment
+            subprocess.run(
+                [sys.executable, "-c", PROBE], env=environment, capture_output=True, timeout=START_S, check=True
+            )
+        except subprocess.CalledProcessError as error:
+            said = _last_line(error.stderr.decode(errors="replace"))
+            raise EngineError(f"teacher.mps: CUDA does not start under {CONTROL} ({said}); {WITHOUT}") from None
+        except subprocess.TimeoutExpired:
+            raise EngineError(f"teacher.mps: CUDA did not start under {CONTROL} in {START_S:g} s; {WITHOUT}") from None
+
+    def stop(self) -> None:
+        """End the daemon, after the processes that use it."""
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.close()
+        self._shell.stdout.close()
+        try:
+            self._shell.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._shell.kill()
+            self._shell.wait()
+            note(f"{CONTROL} did not end in {STOP_S:g} s: look for it with ps, {PIPES}={self.environment[PIPES]}")
+
+
+def mps_for(on_one_card: int) -> Mps | None:
+    """Return a daemon for so many replicas on each card; None where one has a card alone, or where yours serves it.
+
+    Raises: ConfigError, EngineError, as Mps does.
+    """
+    if os.environ.get(PIPES):
+        note(f"teacher.mps: {PIPES} is set, so the daemon behind it is used")
+        return None
+    if on_one_card < 2:
+        note("teacher.mps does nothing here: no two replicas share a card")
+        return None
+    return Mps()
+
+
+def _last_line(said: str) -> str:
+    return said.splitlines()[-1] if said else "it said nothing"

@@ -1,0 +1,145 @@
+"""CUDA's multi-process service for replicas: a stand-in for NVIDIA's control program says what it was told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine import mps
+from engine.backend import answer_all, make_backend
+from engine.config import Echo, Sampling, Teacher
+from engine.errors import ConfigError, EngineError
+from engine.rows import Prompt, Verdict
+from engine.run_settings import SPEED_KEYS
+
+ROOT = Path(__file__).resolve().parent.parent
+TEACHER = Teacher(backend="echo", replicas=2, mps=True, echo=Echo(tokens_per_s=1e9, max_num_seqs=4))
+PROMPTS = [Prompt(index=i, id=str(i), template="t", instruction=f"Say {i}") for i in range(40)]
+STAND_IN = """#!/bin/sh
+[ "$1" = -d ] || read -r told
+echo "$1|$told|$CUDA_MPS_PIPE_DIRECTORY|$CUDA_VISIBLE_DEVICES" >>{log}
+{more}
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a stand-in on PATH that writes what it is told into this file, and have a card to share."""
+    install(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.delenv(mps.PIPES, raising=False)
+    monkeypatch.setattr(mps, "PROBE", "")
+    return tmp_path / "log"
+
+
+def install(folder: Path, more: str = "") -> None:
+    control = folder / mps.CONTROL
+    control.write_text(STAND_IN.format(log=folder / "log", more=more))
+    control.chmod(0o755)
+
+
+def told(log: Path) -> list[list[str]]:
+    return [line.split("|") for line in log.read_text().splitlines()]
+
+
+def is_there(path: Path | str) -> bool:
+    return Path(path).exists()
+
+
+def says_its_pipes(text: str) -> Verdict | None:
+    """Stand in for a filter that watches a teacher, and tells what the worker's environment says."""
+    raise ConfigError(f"pipes: {os.environ[mps.PIPES]}, card {os.environ['CUDA_VISIBLE_DEVICES']}")
+
+
+async def test_replicas_that_share_a_card_run_under_a_daemon_of_their_own(log: Path) -> None:
+    async with make_backend(TEACHER, Sampling()) as backend:
+        assert backend.describe()["mps"] == "on"
+        assert len(await answer_all(backend, PROMPTS)) == len(PROMPTS)
+        [[start, _, folder, visible]] = told(log)
+        assert (start, visible) == ("-d", ""), "with CUDA_VISIBLE_DEVICES the daemon would number the cards anew"
+        assert is_there(folder)
+    assert told(log)[1:] == [["", "quit -t 10", folder, ""]]
+    assert not is_there(folder)
+
+
+async def test_workers_go_through_it(log: Path) -> None:
+    async with make_backend(TEACHER, Sampling(), watch=says_its_pipes) as backend:
+        folder = told(log)[0][2]
+        with pytest.raises(ConfigError, match=f"pipes: {folder}, card 3"):
+            await answer_all(backend, PROMPTS)
+
+
+async def test_one_replica_a_card_needs_none(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    async with make_backend(TEACHER, Sampling()) as backend:
+        assert "mps" not in backend.describe()
+    assert "no two replicas share a card" in capsys.readouterr().err
+    assert not is_there(log)
+
+
+async def test_a_daemon_of_the_users_is_left_alone(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(mps.PIPES, "/somewhere")
+    async with make_backend(TEACHER, Sampling()):
+        pass
+    assert "CUDA_MPS_PIPE_DIRECTORY is set" in capsys.readouterr().err
+    assert not is_there(log)
+
+
+KILLED = """
+import os, signal
+from engine import mps
+mps.PROBE = ""
+mps.Mps()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_ends_when_its_parent_is_killed(log: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while len(told(log)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert told(log)[1][1] == "quit -t 10"
+
+
+def test_what_fails_is_one_sentence_and_leaves_nothing(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mps, "PROBE", "import sys; sys.exit('CUDA error 805')")
+    with pytest.raises(EngineError, match=r"does not start under .* \(CUDA error 805\); set teacher.mps = false"):
+        mps.Mps()
+    assert told(log)[1][1] == "quit -t 10"
+    assert not Path(told(log)[0][2]).exists()
+    install(tmp_path, "echo 'a daemon runs already' >&2; exit 1")
+    with pytest.raises(EngineError, match=r"-d failed \(a daemon runs already\)"):
+        mps.Mps()
+    assert not Path(told(log)[2][2]).exists()
+    monkeypatch.setattr(mps, "START_S", 0.1)
+    install(tmp_path, '[ -n "$told" ] || sleep 2')
+    with pytest.raises(EngineError, match=r"-d failed \(it said nothing\)"):
+        mps.Mps()
+
+
+def test_a_machine_without_it_is_told_so(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"nvidia-cuda-mps-control, which comes with NVIDIA's driver, is not on PATH"):
+        mps.Mps()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=r"teacher\.mps: there is no CUDA card here"):
+        mps.Mps()
+
+
+def test_a_run_may_go_on_without_it() -> None:
+    assert "teacher.mps" in SPEED_KEYS
