@@ -177,7 +177,7 @@ class _Generation:
                     for completion in await self._prepared(await backend.completions()):
                         self._answers += 1
                         self._steering.finish(completion)
-                await self._progress.tick(in_flight=self._steering.in_flight)
+                await self._progress.tick(in_flight=self._steering.in_flight, waiting=self._steering.waiting)
             await backend.abort(self._steering.drop())
             self._progress.ready(False)
 

@@ -101,16 +101,16 @@ class Progress:
             if error is None:  # else what went wrong first is what must be told
                 raise
 
-    async def tick(self, *, in_flight: int) -> None:
-        """Measure and show, if a second has passed."""
+    async def tick(self, *, in_flight: int, waiting: int = 0) -> None:
+        """Measure and show, if a second has passed; `waiting`: answered prompts that wait for an earlier one."""
         now = time.monotonic()
         if now - self._last >= 1.0:
-            await self._measure(now, in_flight)
+            await self._measure(now, in_flight, waiting)
 
     def _counts(self) -> tuple[int, int, int]:
         return self._tally.asked, self._tally.output_tokens, self._tally.kept
 
-    async def _measure(self, now: float, in_flight: int = 0, *, last: bool = False) -> None:
+    async def _measure(self, now: float, in_flight: int = 0, waiting: int = 0, *, last: bool = False) -> None:
         counts = self._counts()
         rows, tokens, kept = _rates(self._last_counts, counts, now - self._last)
         self._last, self._last_counts = now, counts
@@ -118,6 +118,7 @@ class Progress:
             "seconds": round(self.seconds, 3),
             **self._tally.summary(),
             "in_flight": in_flight,
+            "waiting": waiting,
             "rows_per_s": round(rows, 2),
             "output_tokens_per_s": round(tokens, 1),
             "kept_per_s": round(kept, 2),
@@ -129,20 +130,21 @@ class Progress:
             async with aiofiles.open(self._path, "ab") as file:
                 await file.write(msgspec.json.encode(line) + b"\n")
         if last or self._live or now - self._last_plain >= PLAIN_EVERY_S:
-            self._show(now, (rows, tokens, kept), in_flight, last=last)
+            self._show(now, (rows, tokens, kept), in_flight, waiting, last=last)
 
-    def _show(self, now: float, rates: tuple[float, ...], in_flight: int, *, last: bool) -> None:
+    def _show(self, now: float, rates: tuple[float, ...], in_flight: int, waiting: int, *, last: bool) -> None:
         """Say how far the run is, and how fast: in the last second, since the last line of a log, or all along."""
         tally = self._tally
         share = 100 * tally.kept / tally.asked if tally.asked else 0.0
         whole = f" of {self._total:,}" if self._total else ""
-        text = f"{tally.asked:,}{whole} prompts, {tally.kept:,} kept ({share:.0f}%)"
+        more = f" (+{waiting:,} answered)" if waiting else ""
+        text = f"{tally.asked:,}{whole} prompts{more}, {tally.kept:,} kept ({share:.0f}%)"
         if last:
             goodput = self.goodput()
             rates = tuple(goodput[key] or 0.0 for key in OVERALL)
         elif not self._live:
             rates = _rates(self._plain_counts, self._counts(), now - self._last_plain)
-        left = self._left_s(in_flight)
+        left = self._left_s(in_flight, waiting)
         if left is not None and not last:
             text += f", {clock(left)} left"
         rows, tokens, kept = rates
@@ -164,16 +166,16 @@ class Progress:
         found.append(f"tokens saved: about {saved}" if saved else "no tokens saved")
         return ", ".join([*found, *yields(self._tally)[:YIELDS_SHOWN]])
 
-    def _left_s(self, in_flight: int) -> float | None:
-        """Return how long it takes yet; None until as many prompts have ended as are in flight: the first end late."""
+    def _left_s(self, in_flight: int, waiting: int) -> float | None:
+        """Return how long it takes yet, by the prompts that are answered; None until as many are as are in flight."""
         tally, seconds = self._tally, self.answering_s - self._answering_before
-        done = tally.asked - self._first_asked
+        done = tally.asked - self._first_asked + waiting
         if done <= in_flight or not seconds:
             return None
         wanted = [self._total - tally.asked] if self._total else []
         if self._target is not None and tally.kept:
             wanted.append(math.ceil((self._target - tally.kept) * tally.asked / tally.kept))
-        return max(0, min(wanted)) * seconds / done if wanted else None
+        return max(0, min(wanted) - waiting) * seconds / done if wanted else None
 
 
 def yields(tally: Tally) -> list[str]:

@@ -18,15 +18,13 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from engine import errors
 from engine.backend import Watch
 from engine.chunks import Waiting
 from engine.config import Sampling, Teacher
 from engine.errors import EngineError, PotstillError
-from engine.gpu import cards
 from engine.mps import Mps, mps_for
+from engine.placement import cards_used, environment, on_one_card, share
 from engine.progress import note
 from engine.replica_worker import Abort, Add, Answers, Died, Ready, encode, from_worker, work
 from engine.rows import Completion, Prompt
@@ -109,7 +107,7 @@ class ReplicaBackend:
         """Start the replicas all at once: each is told how much memory it gets, so none measures what another takes."""
         loop = asyncio.get_running_loop()
         if self._teacher.mps:
-            self._mps = await asyncio.to_thread(mps_for, _on_one_card(self._teacher))
+            self._mps = await asyncio.to_thread(mps_for, on_one_card(self._teacher))
         shared = self._mps.environment if self._mps is not None else {}
         for number in range(self._teacher.replica_count):
             replica = _Replica(number, self._teacher, self._sampling, self._watch, shared)
@@ -192,7 +190,7 @@ class _Replica:
         self.described: dict[str, str] = {}
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, _share(teacher), sampling, watch, _environment(number, teacher) | dict(shared or {}))
+        arguments = (theirs, share(teacher), sampling, watch, environment(number, teacher) | dict(shared or {}))
         self._process: BaseProcess = context.Process(target=work, args=arguments, name=f"replica-{number}")
         with interrupts_held():
             self._process.start()
@@ -288,31 +286,3 @@ def _error(number: int, message: Died) -> PotstillError:
     """Return the error that a worker ended with, as the class that it was there."""
     kind: type[PotstillError] = getattr(errors, message.kind, EngineError)
     return kind(f"replica {number}: {message.message}" if issubclass(kind, EngineError) else message.message)
-
-
-def _share(teacher: Teacher) -> Teacher:
-    """Return one replica's part: its share of the card's memory, and in `replicas` how many share the card."""
-    on_one_card = _on_one_card(teacher)
-    utilization = teacher.gpu_memory_utilization / on_one_card
-    return msgspec.structs.replace(teacher, replicas=on_one_card, gpu_memory_utilization=utilization)
-
-
-def _on_one_card(teacher: Teacher) -> int:
-    """Return how many replicas share a card, on the card that most share."""
-    return -(-teacher.replica_count // max(1, len(cards()) // teacher.tensor_parallel_size))
-
-
-def _environment(number: int, teacher: Teacher) -> dict[str, str]:
-    """Return what a replica's environment must say: which cards are its own."""
-    own = cards()
-    groups = len(own) // teacher.tensor_parallel_size
-    if groups < 1:
-        return {}
-    first = (number % groups) * teacher.tensor_parallel_size
-    return {"CUDA_VISIBLE_DEVICES": ",".join(own[first : first + teacher.tensor_parallel_size])}
-
-
-def cards_used(teacher: Teacher) -> int:
-    """Return on how many GPUs a teacher's replicas are."""
-    groups = len(cards()) // teacher.tensor_parallel_size
-    return min(groups, teacher.replica_count) * teacher.tensor_parallel_size

@@ -56,6 +56,8 @@ class Steering:
         self.kept = kept
         self.candidates = candidates
         """Committed prompts but those of a quota that was filled: what the budget counts."""
+        self.waiting = 0
+        """Answered prompts that wait for an earlier one."""
         self.waiting_bytes = 0
         """Bytes of answered prompts and their answers that wait for an earlier prompt."""
         self._goal = goal
@@ -116,7 +118,7 @@ class Steering:
         self._order.append(entry)
         if not user_turn(prompt.instruction, prompt.input).strip():
             entry.completion = Completion(id=prompt.id, text="", finish_reason="error", error=EMPTY)
-            self.waiting_bytes += _bytes(entry)
+            self._waits(entry, 1)
             return
         if self._refuse:
             entry.skip = self.filter.optional.refuse(prompt.instruction, prompt.input)
@@ -153,7 +155,7 @@ class Steering:
         if entry is None:
             return
         entry.completion = completion
-        self.waiting_bytes += _bytes(entry)
+        self._waits(entry, 1)
         hopeless = bool(completion.error) or completion.verdict is not None
         if hopeless or self.filter.content.judge(completion.text) is not None:
             self._release(entry)
@@ -167,18 +169,22 @@ class Steering:
             if not entry.final:
                 return
             self._order.popleft()
-            self.waiting_bytes -= _bytes(entry)
+            self._waits(entry, -1)
             yield self._commit(entry)
 
     def drop(self) -> list[str]:
         """Forget everything that is not committed and return the ids in flight, to be aborted."""
         ids = list(self._entries)
-        for queue in (self._order, self._ready):
-            queue.clear()
-        self._entries.clear()
-        self._places.clear()
-        self.waiting_bytes = 0
+        for held in (self._order, self._ready, self._entries, self._places):
+            held.clear()
+        self.waiting = self.waiting_bytes = 0
         return ids
+
+    def _waits(self, entry: Entry, sign: int) -> None:
+        """Count an answered prompt among those that wait, or no longer; one without an answer is none."""
+        if entry.completion is not None:
+            self.waiting += sign
+            self.waiting_bytes += sign * _bytes(entry.prompt, entry.completion)
 
     def _is_twin(self, entry: Entry) -> bool:
         """Settle a question that was asked before: a greedy teacher would give the same answer."""
@@ -251,12 +257,10 @@ class Steering:
             self._admit(first)
 
 
-def _bytes(entry: Entry) -> int:
-    """Return how much of an answered prompt is held, but for a small fixed part; 0 for one without an answer."""
-    if entry.completion is None:
-        return 0
-    texts = (entry.prompt.instruction, entry.prompt.input, entry.completion.text)
-    return sum(map(sys.getsizeof, texts)) + len(entry.completion.logprobs)
+def _bytes(prompt: Prompt, completion: Completion) -> int:
+    """Return how much of an answered prompt is held, but for a small fixed part."""
+    texts = (prompt.instruction, prompt.input, completion.text)
+    return sum(map(sys.getsizeof, texts)) + len(completion.logprobs)
 
 
 def _draft(prompt: Prompt, completion: Completion) -> Draft:

@@ -108,3 +108,18 @@ async def test_a_log_says_the_rates_since_its_last_line_and_what_is_left_of_the_
     assert "200 of 300 prompts, 200 kept (100%), 0:10 left, 10 rows/s" in second, "the prompts run out long before"
     assert "left" not in last
     assert ", 10 rows/s, 400 tok/s" in last
+
+
+async def test_answers_that_wait_for_an_earlier_one_are_shown_and_count_for_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine.progress.PLAIN_EVERY_S", 0.0)
+    tally = Tally()
+    async with Progress(tmp_path, tally, total=400, target=None) as progress:
+        progress.ready(True)
+        assert progress._answering_since is not None
+        progress._answering_since -= 10
+        progress._last -= 10
+        tally.add("kept", Row("i", "", "o", "t", "id", 0, "stop", output_tokens=40))
+        await progress.tick(in_flight=100, waiting=199)
+    assert "1 of 400 prompts (+199 answered), 1 kept (100%), 0:10 left, " in capsys.readouterr().err

@@ -16,7 +16,8 @@ from engine import replicas
 from engine.backend import answer_all, make_backend
 from engine.config import Echo, Sampling, Teacher
 from engine.errors import ConfigError, EngineError
-from engine.replicas import ReplicaBackend, _environment, _Replica
+from engine.placement import cards_used, environment
+from engine.replicas import ReplicaBackend, _Replica
 from engine.rows import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,9 +84,9 @@ async def test_a_replica_that_does_not_start_in_time_is_said_to_be_late(
 def test_gpu_seconds_count_each_card_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     for count, size, used in ((1, 1, 1), (3, 2, 4), (8, 1, 4), (1, 4, 4)):
-        assert replicas.cards_used(Teacher(backend="vllm", replicas=count, tensor_parallel_size=size)) == used
+        assert cards_used(Teacher(backend="vllm", replicas=count, tensor_parallel_size=size)) == used
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert replicas.cards_used(Teacher(backend="vllm", replicas=2)) == 0
+    assert cards_used(Teacher(backend="vllm", replicas=2)) == 0
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
@@ -187,6 +188,6 @@ def alive(pid: int) -> bool:
 def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     pairs = Teacher(backend="vllm", replicas=3, tensor_parallel_size=2)
-    assert [_environment(number, pairs)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["4,5", "6,7", "4,5"]
+    assert [environment(number, pairs)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["4,5", "6,7", "4,5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert _environment(0, pairs) == {}
+    assert environment(0, pairs) == {}

@@ -185,6 +185,25 @@ def test_a_rejected_row_frees_its_place_before_it_is_committed() -> None:
     assert [p.id for p in steering.take(9)] == ["2"]
 
 
+def test_answers_that_wait_are_counted_until_they_are_committed() -> None:
+    steering = steering_of(FilterSettings(), greedy=False, disjoint=True, plain=True)
+    prompts = [Prompt(index=i, id=str(i), template="t", instruction=f"Say {i}" if i != 2 else "") for i in range(4)]
+    for prompt in prompts:
+        steering.offer(prompt)
+    assert [prompt.id for prompt in steering.take(9)] == ["0", "1", "3"]
+    assert steering.waiting == 1, "the empty one has failed, and waits for its turn"
+    steering.finish(fine("1"))
+    assert list(steering.commit()) == []
+    assert steering.waiting == 2
+    assert steering.waiting_bytes > 0
+    steering.finish(fine("0"))
+    assert [committed.prompt.id for committed in steering.commit()] == ["0", "1", "2"]
+    assert (steering.waiting, steering.waiting_bytes) == (0, 0)
+    steering.finish(fine("3"))
+    steering.drop()
+    assert (steering.waiting, steering.waiting_bytes) == (0, 0)
+
+
 def test_a_failed_question_is_asked_again_by_its_twin() -> None:
     steering = steering_of(FilterSettings(), greedy=True)
     for prompt in prompts_of([0, 0, 0], [0, 0, 0]):
