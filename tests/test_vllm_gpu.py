@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
+from engine import mps
 from engine.backend import answer_all, make_backend
 from engine.config import Sampling, Teacher
+from engine.errors import EngineError
 from engine.replica_count import resolve, this_machine
+from engine.replicas import ReplicaBackend
 from engine.rows import Constraint, Prompt, row_seed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.model]
@@ -62,6 +69,27 @@ async def test_log_probabilities_and_forms(teacher: Teacher) -> None:
         assert (np.diff(top, axis=1) <= 0).all(), "likeliest first"
         assert (np.exp(top).sum(axis=1) < 1.01).all()
         assert (values[tokens * 5 :] <= top[:, 0] + 1e-3).all()
+
+
+async def test_replicas_under_a_service_of_their_own_and_again_after_one_was_killed(teacher: Teacher) -> None:
+    if shutil.which(mps.CONTROL) is None:
+        pytest.skip(f"needs {mps.CONTROL}")
+    shared = msgspec.structs.replace(teacher, replicas=2, mps=True)
+    for kill in (True, False):
+        backend = make_backend(shared, SAMPLING)
+        assert isinstance(backend, ReplicaBackend)
+        async with backend:
+            assert backend.describe()["mps"] == "on"
+            answers = await answer_all(backend, prompts(200))
+            assert [answer.error for answer in answers] == [""] * 200
+            if kill:
+                pid = backend._replicas[1]._process.pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(EngineError, match="replica 1"):
+                    await answer_all(backend, prompts(200))
+        left = [process.name() for process in psutil.process_iter() if process.name().startswith(mps.CONTROL[:15])]
+        assert left == []
 
 
 def test_the_cards_memory_is_known(teacher: Teacher) -> None:
