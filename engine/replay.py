@@ -113,7 +113,7 @@ def _find(folder: Path, manifest: Manifest, wanted: str) -> tuple[Outcome, Row]:
 
 async def _ask(settings: Config, prompt: Prompt) -> tuple[Completion, dict[str, str]]:
     """Ask one teacher, without early decisions."""
-    teacher = msgspec.structs.replace(settings.teacher, replicas=1)
+    teacher = msgspec.structs.replace(settings.teacher, replicas=1, mps=False)
     async with make_backend(teacher, settings.sampling) as backend:
         (answer,) = await answer_all(backend, [prompt])
         return answer, backend.describe()

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from engine import mps
 from engine.backend import answer_all, make_backend
-from engine.config import Echo, Sampling, Teacher
+from engine.config import Config, Echo, Sampling, Teacher
 from engine.errors import ConfigError, EngineError
 from engine.rows import Prompt, Verdict
 from engine.run_settings import SPEED_KEYS
+from trainer.done import Done
+from trainer.student import Student
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = Teacher(backend="echo", replicas=2, mps=True, echo=Echo(tokens_per_s=1e9, max_num_seqs=4))
@@ -143,3 +146,9 @@ def test_a_machine_without_it_is_told_so(log: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_run_may_go_on_without_it() -> None:
     assert "teacher.mps" in SPEED_KEYS
+
+
+def test_a_student_is_asked_alone(tmp_path: Path) -> None:
+    config = Config(teacher=TEACHER)
+    asked = Student(tmp_path, cast(Done, None), config, "folder", None, tmp_path).asked_as("model")
+    assert (asked.backend, asked.model, asked.replicas, asked.mps) == ("vllm", "model", 1, False)

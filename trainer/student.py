@@ -51,7 +51,7 @@ class Student(msgspec.Struct, frozen=True):
     def asked_as(self, model: str, adapter: str = "") -> Teacher:
         """Return settings to ask a model of this student through a Backend, on vLLM."""
         return msgspec.structs.replace(
-            self.config.teacher, backend="vllm", model=model, adapter=adapter, quantization=None, replicas=1
+            self.config.teacher, backend="vllm", model=model, adapter=adapter, quantization=None, replicas=1, mps=False
         )
 
 
