@@ -12,20 +12,18 @@ from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.backend import Backend, check_teacher, make_backend
 from engine.checks import check
 from engine.config import Config
-from engine.errors import EndpointError, EngineError, Interrupted, LimitError, PotstillError
+from engine.errors import EndpointError, EngineError, Interrupted, LimitError
 from engine.exporter import metrics_server
 from engine.funnel import funnel_line, yield_warning
 from engine.gate import Gate, gate_after
 from engine.goal import Ending, Goal
-from engine.logprobs import record
+from engine.ledger import Ledger
 from engine.progress import Progress, note
 from engine.prompts import Source, source_of
-from engine.rows import Completion, Outcome, Prompt, cleaned, row_of
+from engine.rows import Completion, Prompt, cleaned
 from engine.rules import AT_ONCE
 from engine.run import Resume, Run, open_run, versions
 from engine.shards import write_manifest
@@ -37,8 +35,6 @@ RESTARTS = 5
 """Times that a teacher is started again without a single answer in between."""
 BACKOFF_S = 1.0
 """Wait before the first restart; it doubles each time."""
-WRITE_BYTES = 8 * 2**20
-"""Rows that are decided at once are written in pieces of this size."""
 
 
 def generate(
@@ -107,7 +103,6 @@ class _Generation:
         self._run = run
         self._source = source
         self._progress = progress
-        self._goal = goal
         self._steering = Steering(
             run.filter,
             greedy=settings.sampling.temperature == 0,
@@ -122,11 +117,9 @@ class _Generation:
         self._stopping = False
         self._up = False
         """Whether there is a teacher: while one is started, nothing is in flight that could be waited for."""
-        self._encoder = msgspec.json.Encoder()
         self._window = Window()
         self._answers = 0
-        self._gate = gate
-        self._objection: str | None = None
+        self._ledger = Ledger(run, progress, gate=gate, goal=goal, count=source.count)
 
     def _unasked(self) -> Iterator[Prompt]:
         """Yield the prompts from the run's position on; a greedy run also remembers the questions before it."""
@@ -170,13 +163,15 @@ class _Generation:
             self._progress.ready(True, gpus=int(backend.describe().get("gpus", "0")))
             while not self._finished:
                 await self._ask(backend)
-                await self._commit()
+                await self._ledger.commit(self._decided())
                 if self._stopping and not self._steering.in_flight:
                     return
                 if self._steering.in_flight and not self._finished:
                     for completion in await self._prepared(await backend.completions()):
                         self._answers += 1
-                        self._steering.finish(completion)
+                        prompt = self._steering.finish(completion)
+                        if prompt is not None:
+                            self._ledger.answered(prompt, completion)
                 await self._progress.tick(in_flight=self._steering.in_flight, waiting=self._steering.waiting)
             await backend.abort(self._steering.drop())
             self._progress.ready(False)
@@ -199,8 +194,13 @@ class _Generation:
                 break
             self._steering.offer(prompt)
         prompts = self._steering.take(room)
-        if prompts:
-            await backend.add(prompts)
+        answers = await self._prepared(self._run.answered.take(prompts))
+        for completion in answers:
+            self._steering.finish(completion)
+        answered = {completion.id for completion in answers}
+        unanswered = [prompt for prompt in prompts if prompt.id not in answered]
+        if unanswered:
+            await backend.add(unanswered)
 
     async def _prepared(self, arrived: Sequence[Completion]) -> list[Completion]:
         """Return completions as they will be judged, when the rules have prepared them in threads of their own."""
@@ -211,44 +211,10 @@ class _Generation:
             await asyncio.to_thread(rules.prepare, drafts[start : start + AT_ONCE])
         return completions
 
-    async def _commit(self) -> None:
-        """Write what is decided, in prompt order, and publish shards that are full."""
-        lines: dict[Outcome, list[bytes]] = {}
-        records: list[bytes] = []
-        size = 0
+    def _decided(self) -> Iterator[Committed]:
         for committed in self._steering.commit():
-            lines.setdefault(committed.outcome, []).append(line := self._line(committed))
-            size += len(line)
-            if committed.outcome == "kept" and committed.completion.logprobs:
-                records.append(record(committed.prompt.id, committed.completion.logprobs))
-                size += len(records[-1])
-            if size >= WRITE_BYTES:
-                await asyncio.to_thread(self._write, lines, records)
-                lines, records, size = {}, [], 0
-        if lines:
-            await asyncio.to_thread(self._write, lines, records)
-        if self._objection is not None:
-            await asyncio.to_thread(self._run.writer.publish)
-            raise PotstillError(self._objection)
-
-    def _line(self, committed: Committed) -> bytes:
-        self._window.committed(committed.prompt.id)
-        row = row_of(committed.prompt, committed.completion, committed.verdict, held=committed.waited)
-        self._run.tally.add(committed.outcome, row)
-        line = self._encoder.encode(row) + b"\n"
-        size = len(line) + (len(committed.completion.logprobs) if committed.outcome == "kept" else 0)
-        if self._gate is not None and self._gate.add(committed.outcome, row, size, committed.prompt):
-            total = self._goal.prompts(self._gate.rows, self._gate.kept, count=self._source.count)
-            note(self._gate.report(total=total, seconds=self._progress.answering_s))
-            self._objection, self._gate = self._gate.objection(), None
-        return line
-
-    def _write(self, lines: dict[Outcome, list[bytes]], records: list[bytes]) -> None:
-        self._run.writer.append_logprobs(records)
-        for outcome, rows in lines.items():
-            self._run.writer.append(outcome, rows)
-        if self._run.writer.due:
-            self._run.writer.publish()
+            self._window.committed(committed.prompt.id)
+            yield committed
 
     async def _describe(self, backend: Backend) -> None:
         manifest = self._run.manifest

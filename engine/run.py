@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from engine import config as configuration
+from engine.answered import Answered
 from engine.config import Config
 from engine.decode import UNREADABLE
 from engine.errors import ConfigError, DataError, MissingError, UsageError
@@ -63,6 +64,8 @@ class Run:
         self.first: list[tuple[Outcome, Row]] = []
         """The rows that the gate looks at, of those that were there before."""
         self.writer = ShardWriter(folder, manifest, shard_bytes=settings.output.shard_bytes)
+        self.answered: Answered
+        """Answers that wait for an earlier prompt; there once what is on disk is taken in."""
 
     @property
     def position(self) -> int:
@@ -83,6 +86,7 @@ class Run:
         self.manifest.summary = {**self.tally.summary(), **facts, "run": str(self.folder)}
         self.manifest.finished = True
         self.writer.publish()
+        self.answered.discard()
         return self.manifest.summary
 
 
@@ -106,10 +110,12 @@ def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume =
         run = Run(folder, manifest, settings)
         _recover(run, logprobs=settings.sampling.logprobs > 0)
         _grow(run, settings, source)
+        run.answered = Answered(folder, run.position)
         try:
             yield run
         finally:
             run.writer.close()
+            run.answered.close()
 
 
 def versions() -> dict[str, str]:
@@ -124,7 +130,7 @@ def versions() -> dict[str, str]:
 
 
 def _new(folder: Path, settings: Config, source: Source) -> Manifest:
-    stray = [path.name for kind in OUTCOMES for path in folder.glob(f"{kind}-*.jsonl*")]
+    stray = [path.name for kind in (*OUTCOMES, "answered") for path in folder.glob(f"{kind}-*.jsonl*")]
     if stray:
         raise UsageError(f"{folder} holds {stray[0]} but no {MANIFEST}; choose another --out, or remove the files")
     begun = begun_with(settings, source)

@@ -149,16 +149,17 @@ class Steering:
                 found.append(_draft(entry.prompt, completion))
         return [draft for draft in found if self.filter.reaches(draft)]
 
-    def finish(self, completion: Completion) -> None:
-        """Take a completion; one for a prompt that is not in flight (aborted, answered before) is ignored."""
+    def finish(self, completion: Completion) -> Prompt | None:
+        """Take a completion and return its prompt; one of a prompt that is not in flight (aborted) is ignored."""
         entry = self._entries.pop(completion.id, None)
         if entry is None:
-            return
+            return None
         entry.completion = completion
         self._waits(entry, 1)
         hopeless = bool(completion.error) or completion.verdict is not None
         if hopeless or self.filter.content.judge(completion.text) is not None:
             self._release(entry)
+        return entry.prompt
 
     def commit(self) -> Iterator[Committed]:
         """Yield, in prompt order, every prompt whose end is known; stops where the run is over."""
