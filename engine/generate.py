@@ -124,8 +124,7 @@ class _Generation:
     def _unasked(self) -> Iterator[Prompt]:
         """Yield the prompts from the run's position on; a greedy run also remembers the questions before it."""
         position = self._run.position
-        remember = self._settings.sampling.temperature == 0 and self._settings.filter.early
-        for prompt in self._source.prompts(0 if remember else position):
+        for prompt in self._source.prompts(0 if self._steering.remembers else position):
             if prompt.index >= position:
                 yield prompt
             elif prompt.index not in self._run.failed:

@@ -16,9 +16,10 @@ import msgspec
 from engine.filter import QUOTA, Filter
 from engine.goal import Ending, Goal
 from engine.places import Entry, Places
-from engine.rows import Completion, Outcome, Prompt, Verdict, hash_id, user_turn
+from engine.rows import Completion, Outcome, Prompt, Verdict, user_turn
 from engine.rules import Draft
-from engine.seen import SeenKeys
+from engine.sound import Sound
+from engine.twins import Twins
 
 NOT_ASKED = Completion(id="", text="", finish_reason="")
 """What a prompt that never went to the teacher has in place of a completion."""
@@ -62,14 +63,12 @@ class Steering:
         """Bytes of answered prompts and their answers that wait for an earlier prompt."""
         self._goal = goal
         sound = Sound(rules, disjoint=disjoint, plain=plain)
-        self._greedy = rules.settings.early and greedy
-        self._refuse = rules.settings.early and sound.refuse
-        self._places = Places(rules, caps=rules.settings.early and sound.caps)
+        self._refuse = sound.refuse
+        self._places = Places(rules, caps=sound.caps)
+        self._twins = Twins(rules, greedy=greedy)
         self._order: deque[Entry] = deque()
         self._ready: deque[Entry] = deque()
         self._entries: dict[str, Entry] = {}
-        self._questions: dict[bytes, Entry] = {}
-        self._answered = SeenKeys()
 
     @property
     def uncommitted(self) -> int:
@@ -107,10 +106,14 @@ class Steering:
         self._entries.clear()
         return [entry.prompt.id for entry in entries]
 
+    @property
+    def remembers(self) -> bool:
+        """Say whether `remember` must be told of every prompt that an earlier part of this run has committed."""
+        return self._twins.greedy
+
     def remember(self, prompt: Prompt) -> None:
         """Note a prompt that an earlier part of this run has committed as answered."""
-        if self._greedy:
-            self._answered.add(_question(prompt))
+        self._twins.remember(prompt)
 
     def offer(self, prompt: Prompt) -> None:
         """Take the next prompt in order, and decide whether it is asked, held back or skipped."""
@@ -122,7 +125,7 @@ class Steering:
             return
         if self._refuse:
             entry.skip = self.filter.optional.refuse(prompt.instruction, prompt.input)
-        if entry.skip is None and not (self._greedy and self._is_twin(entry)):
+        if entry.skip is None and not self._twins.settle(entry):
             self._admit(entry)
 
     def take(self, limit: int) -> list[Prompt]:
@@ -176,7 +179,7 @@ class Steering:
     def drop(self) -> list[str]:
         """Forget everything that is not committed and return the ids in flight, to be aborted."""
         ids = list(self._entries)
-        for held in (self._order, self._ready, self._entries, self._places):
+        for held in (self._order, self._ready, self._entries, self._places, self._twins):
             held.clear()
         self.waiting = self.waiting_bytes = 0
         return ids
@@ -186,18 +189,6 @@ class Steering:
         if entry.completion is not None:
             self.waiting += sign
             self.waiting_bytes += sign * _bytes(entry.prompt, entry.completion)
-
-    def _is_twin(self, entry: Entry) -> bool:
-        """Settle a question that was asked before: a greedy teacher would give the same answer."""
-        entry.question = _question(entry.prompt)
-        if entry.question in self._answered:
-            entry.skip = _TWIN
-            return True
-        first = self._questions.setdefault(entry.question, entry)
-        if first is entry:
-            return False
-        first.twins.append(entry)
-        return True
 
     def _admit(self, entry: Entry) -> None:
         if self._places.admit(entry):
@@ -215,7 +206,9 @@ class Steering:
             self._places.keep(entry)
         else:
             self._release(entry)
-        self._settle_twins(entry, committed)
+        successor = self._twins.end(entry, committed.outcome)
+        if successor is not None:
+            self._admit(successor)
         return committed
 
     def _end(self, entry: Entry) -> Committed:
@@ -242,21 +235,6 @@ class Steering:
         )
         return Committed(prompt, completion, verdict, "kept" if verdict.kept else "rejected")
 
-    def _settle_twins(self, entry: Entry, committed: Committed) -> None:
-        """A twin of an answered question is skipped; after a failure the next twin is asked in its place."""
-        if not entry.question or self._questions.get(entry.question) is not entry:
-            return
-        del self._questions[entry.question]
-        if committed.outcome != "failed":
-            self._answered.add(entry.question)
-            for twin in entry.twins:
-                twin.skip = _TWIN
-        elif entry.twins:
-            first, *rest = entry.twins
-            self._questions[entry.question] = first
-            first.twins = rest
-            self._admit(first)
-
 
 def _bytes(prompt: Prompt, completion: Completion) -> int:
     """Return how much of an answered prompt is held, but for a small fixed part."""
@@ -268,33 +246,3 @@ def _draft(prompt: Prompt, completion: Completion) -> Draft:
     return Draft(
         prompt.instruction, completion.text, prompt.input, prompt.template, completion.finish_reason, prompt.id
     )
-
-
-_TWIN = Verdict("duplicate", "the same question was asked before, and the teacher is greedy")
-
-
-def _question(prompt: Prompt) -> bytes:
-    """Return the hash of what the teacher sees, and of how it is split: that decides what a duplicate is."""
-    turns = [text for turn in prompt.prefix for text in (turn.role, turn.content)]
-    asked = (prompt.instruction, prompt.input, str(prompt.max_tokens), str(prompt.constraint or ""))
-    return bytes.fromhex(hash_id(prompt.template, *turns, *asked))
-
-
-class Sound:
-    """Which early decisions cannot change what is kept, under these rules.
-
-    A prompt that is not asked never gets its key into the duplicates' set, and no rule that remembers rows sees it. So
-    it must be certain that another row with its key would be rejected too, and that no such rule would have seen it.
-    """
-
-    def __init__(self, rules: Filter, *, disjoint: bool, plain: bool) -> None:
-        settings = rules.settings
-        told_apart = "instruction" in settings.dedup_on and not settings.dedup_ignore
-        by_template = settings.cap_key == "template"
-        self.caps = (
-            settings.cap_per_template > 0
-            and told_apart
-            and not rules.optional.remembers
-            and (disjoint or not by_template)
-        )
-        self.refuse = bool(rules.optional) and told_apart and (plain or "input" in settings.dedup_on)

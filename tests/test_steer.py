@@ -48,6 +48,7 @@ ALL_RULES = (
     rule_settings.Blank(),
 )
 FIELDS = [("instruction", "output"), ("instruction",), ("output",), ("instruction", "input", "output")]
+FIELDS += [("instruction", "input"), ("input",), ()]
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,24 @@ def test_a_failed_question_is_asked_again_by_its_twin() -> None:
     assert [p.id for p in steering.take(9)] == ["1"]
     steering.finish(fine("1"))
     assert [c.outcome for c in steering.commit()] == ["kept", "skipped"]
+
+
+def test_where_the_question_alone_makes_a_duplicate_it_is_asked_once() -> None:
+    steering = steering_of(FilterSettings(dedup_on=("instruction",), dedup_ignore=("case",), cap_per_template=0))
+    for prompt in prompts_of([4, 6, 4, 0], [0, 1, 0, 0]):
+        steering.offer(prompt)
+    assert [p.id for p in steering.take(9)] == ["0", "3"], "`Tell me` and `tell me` are the same here, in any template"
+    steering.finish(fine("3"))
+    steering.finish(Completion(id="0", text="", finish_reason="error", error="lost"))
+    assert [c.outcome for c in steering.commit()] == ["failed"]
+    assert [p.id for p in steering.take(9)] == ["1"], "the first had no answer"
+    steering.finish(Completion(id="1", text="", finish_reason="stop"))
+    ends = [(c.outcome, c.verdict.rule) for c in steering.commit()]
+    assert ends == [("rejected", "length"), ("skipped", "duplicate"), ("kept", "kept")]
+    last = prompts_of([6], [1])[0]
+    steering.offer(msgspec.structs.replace(last, id="9", index=4))
+    assert steering.take(9) == []
+    assert [c.outcome for c in steering.commit()] == ["skipped"]
 
 
 def test_a_twin_does_not_wait_for_a_place_that_waits_for_the_twin() -> None:
