@@ -182,10 +182,12 @@ class _Generation:
         return make_backend(self._settings.teacher, self._settings.sampling, watch=watch)
 
     async def _ask(self, backend: Backend) -> None:
-        """Keep the teacher's window full, and no fuller."""
+        """Keep the teacher's window full, and no fuller; near the end, ask no more than the missing rows take."""
         if self._stopping:
             return
         room = self._window.at_once(backend.capacity) - self._steering.in_flight
+        wanted = self._steering.wanted
+        room = room if wanted is None else min(room, wanted)
         while self._steering.ready < room and self._window.is_open(backend.capacity, self._steering):
             prompt = next(self._prompts, None)
             if prompt is None:

@@ -7,7 +7,7 @@ Knows counts; nothing of prompts, teachers or disk.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, sqrt
 from typing import Literal
 
 from engine import config as configuration
@@ -16,6 +16,10 @@ from engine.filter import Filter
 CANDIDATES_PER_ROW = 20
 """Budget for each wanted row where `output.candidates` is not set: a yield below 5% is a mistake, not a mixture."""
 CANDIDATES_AT_LEAST = 1000
+EXPECTED = (9, 10)
+"""Before the first answers, so many of so many are taken to be kept: ten are soon outvoted."""
+SPARE = 2.0
+"""Standard deviations above the mean: one time in forty it is not enough, and more are asked."""
 Ending = Literal["accepted", "quotas", "candidates", "prompts"]
 """Why a run is over."""
 
@@ -39,6 +43,18 @@ class Goal:
         if self.candidates is not None and candidates >= self.candidates:
             return "candidates"
         return None
+
+    def enough(self, kept: int, *, answered: int, passed: int) -> int | None:
+        """Return how many more prompts will probably do for `accepted`, None without it.
+
+        By `answered` prompts of which `passed` were kept. The number of prompts that m rows take, each with probability
+        p, has mean m / p and variance m (1 - p) / p^2. Source: the negative binomial distribution.
+        """
+        if self.accepted is None:
+            return None
+        missing = max(0, self.accepted - kept)
+        share = (passed + EXPECTED[0]) / (answered + EXPECTED[1])
+        return ceil((missing + SPARE * sqrt(missing * (1 - share))) / share)
 
     def prompts(self, first: int, kept: Mapping[str, int], *, count: int | None) -> int | None:
         """Return how many prompts the run will take, of the `count` that there are, None where that is not known.

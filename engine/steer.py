@@ -54,7 +54,9 @@ class Steering:
     ) -> None:
         """Steer by these rules; `disjoint`: no two templates make the same text; `plain`: no prompt has an input."""
         self.filter = rules
-        self.kept = kept
+        self.kept = self._kept_before = kept
+        self._answered = 0
+        """Committed prompts that the teacher has answered, in this part of the run."""
         self.candidates = candidates
         """Committed prompts but those of a quota that was filled: what the budget counts."""
         self.waiting = 0
@@ -98,6 +100,18 @@ class Steering:
         if self._goal is None or self._goal.candidates is None:
             return True
         return self.candidates + len(self._order) < self._goal.candidates
+
+    @property
+    def wanted(self) -> int | None:
+        """How many more prompts are of use now, by those that were kept so far; None where all are.
+
+        It depends on timing, and only decides what is asked sooner: rows are committed in order all the same. One is
+        always of use where none is in flight, so that the run goes on.
+        """
+        if self._goal is None:
+            return None
+        enough = self._goal.enough(self.kept, answered=self._answered, passed=self.kept - self._kept_before)
+        return None if enough is None else max(enough - self.in_flight - self.waiting, 0 if self._entries else 1)
 
     def requeue(self) -> list[str]:
         """Put the prompts in flight back to be asked again, after the teacher was lost; return their ids."""
@@ -201,6 +215,7 @@ class Steering:
     def _commit(self, entry: Entry) -> Committed:
         committed = self._end(entry)
         self.candidates += committed.verdict.rule != QUOTA
+        self._answered += committed.outcome != "skipped"
         if committed.outcome == "kept":
             self.kept += 1
             self._places.keep(entry)

@@ -96,7 +96,8 @@ def drive(steering: Steering, prompts: Sequence[Prompt], replicas: Replicas, rng
         for _ in range(rng.randint(0, 4)):
             if waiting and steering.open:
                 steering.offer(waiting.pop())
-        replicas.add(steering.take(rng.randint(0, replicas.room)))
+        room = replicas.room if steering.wanted is None else min(replicas.room, steering.wanted)
+        replicas.add(steering.take(rng.randint(0, room)))
         if rng.random() < 0.05:
             steering.requeue()
             replicas.die()

@@ -13,8 +13,11 @@ import pytest
 from echo_runs import command, lines, settings, size
 
 from engine import config
+from engine import generate as generation
+from engine.backend import EchoBackend
 from engine.errors import ConfigError
 from engine.generate import generate
+from engine.goal import Goal
 from engine.rows import Prompt
 from engine.shards import read_manifest
 from engine.verify import verify
@@ -164,3 +167,29 @@ def test_a_question_that_failed_before_a_kill_is_asked_again_by_its_twin(
     assert ask("output.candidates=1")["failed"] == 1
     summary = ask("output.candidates=3")
     assert (summary["asked"], summary["failed"], summary["kept"]) == (2, 1, 1)
+
+
+def test_no_more_is_asked_than_the_missing_rows_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow answer at the head of the order would else let thousands be asked that nobody waits for."""
+    asked: list[str] = []
+
+    class Counting(EchoBackend):
+        async def add(self, prompts: Sequence[Prompt]) -> None:
+            asked.extend(prompt.id for prompt in prompts)
+            await super().add(prompts)
+
+    monkeypatch.setattr(generation, "make_backend", lambda teacher, sampling, watch: Counting(teacher.echo, sampling))
+    wanted = ["output.accepted=500", "prompts.count=100000", "filter.cap_per_template=0"]
+    summary = generate(settings(*wanted, "teacher.echo.overlong=0.1"), tmp_path / "run", gate=False)
+    assert summary["kept"] == 500
+    assert summary["asked"] <= len(asked) < 1.1 * summary["asked"]
+
+
+def test_how_many_prompts_will_do() -> None:
+    goal = Goal(config.Output(accepted=1000))
+    assert goal.enough(1000, answered=2000, passed=1000) == 0
+    assert goal.enough(0, answered=0, passed=0) == 1134, "1,111 of which nine in ten are kept, and 23 to spare"
+    assert goal.enough(500, answered=10**6, passed=10**6) == 501
+    half = goal.enough(500, answered=10**6, passed=5 * 10**5)
+    assert half == 1064, "1,000, and two standard deviations of 32"
+    assert Goal(config.Output()).enough(0, answered=0, passed=0) is None
