@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ RESTARTS = 5
 """Times that a teacher is started again without a single answer in between."""
 BACKOFF_S = 1.0
 """Wait before the first restart; it doubles each time."""
+BURST = 4096
+"""Most prompts to commit before the teacher is looked after again, 50 ms: behind a slow answer many more may wait."""
 
 
 def generate(
@@ -162,7 +165,7 @@ class _Generation:
             self._progress.ready(True, gpus=int(backend.describe().get("gpus", "0")))
             while not self._finished:
                 await self._ask(backend)
-                await self._ledger.commit(self._decided())
+                await self._ledger.commit(self._decided(busy=self._steering.in_flight > backend.capacity // 2))
                 if self._stopping and not self._steering.in_flight:
                     return
                 if self._steering.in_flight and not self._finished:
@@ -188,7 +191,9 @@ class _Generation:
         room = self._window.at_once(backend.capacity) - self._steering.in_flight
         wanted = self._steering.wanted
         room = room if wanted is None else min(room, wanted)
-        while self._steering.ready < room and self._window.is_open(backend.capacity, self._steering):
+        for _ in range(self._window.looked_through(backend.capacity)):
+            if self._steering.ready >= room or not self._window.is_open(self._steering):
+                break
             prompt = next(self._prompts, None)
             if prompt is None:
                 self._exhausted = True
@@ -212,8 +217,9 @@ class _Generation:
             await asyncio.to_thread(rules.prepare, drafts[start : start + AT_ONCE])
         return completions
 
-    def _decided(self) -> Iterator[Committed]:
-        for committed in self._steering.commit():
+    def _decided(self, *, busy: bool) -> Iterator[Committed]:
+        """Commit what is decided; with a busy teacher not too much at once, since it will soon want more prompts."""
+        for committed in islice(self._steering.commit(), BURST if busy else None):
             self._window.committed(committed.prompt.id)
             yield committed
 

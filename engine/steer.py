@@ -23,6 +23,10 @@ from engine.twins import Twins
 
 NOT_ASKED = Completion(id="", text="", finish_reason="")
 """What a prompt that never went to the teacher has in place of a completion."""
+PROMPT_BYTES = 550
+"""Memory that an uncommitted prompt takes besides its texts, measured; its examples are shared with others."""
+ANSWER_BYTES = 400
+"""The same of an answer that waits; a quarter of it to find the answer's line on the disk."""
 EMPTY = "the prompt is empty"
 """Why a prompt has failed that asks nothing: a teacher would answer it all the same."""
 
@@ -61,8 +65,8 @@ class Steering:
         """Committed prompts but those of a quota that was filled: what the budget counts."""
         self.waiting = 0
         """Answered prompts that wait for an earlier one."""
-        self.waiting_bytes = 0
-        """Bytes of answered prompts and their answers that wait for an earlier prompt."""
+        self.uncommitted_bytes = 0
+        """About as much memory as uncommitted prompts and their answers take."""
         self._goal = goal
         sound = Sound(rules, disjoint=disjoint, plain=plain)
         self._refuse = sound.refuse
@@ -133,6 +137,7 @@ class Steering:
         """Take the next prompt in order, and decide whether it is asked, held back or skipped."""
         entry = Entry(prompt, self.filter.cap_key(prompt.instruction, prompt.template))
         self._order.append(entry)
+        self.uncommitted_bytes += _prompt_bytes(prompt)
         if not user_turn(prompt.instruction, prompt.input).strip():
             entry.completion = Completion(id=prompt.id, text="", finish_reason="error", error=EMPTY)
             self._waits(entry, 1)
@@ -187,6 +192,7 @@ class Steering:
             if not entry.final:
                 return
             self._order.popleft()
+            self.uncommitted_bytes -= _prompt_bytes(entry.prompt)
             self._waits(entry, -1)
             yield self._commit(entry)
 
@@ -195,14 +201,14 @@ class Steering:
         ids = list(self._entries)
         for held in (self._order, self._ready, self._entries, self._places, self._twins):
             held.clear()
-        self.waiting = self.waiting_bytes = 0
+        self.waiting = self.uncommitted_bytes = 0
         return ids
 
     def _waits(self, entry: Entry, sign: int) -> None:
         """Count an answered prompt among those that wait, or no longer; one without an answer is none."""
         if entry.completion is not None:
             self.waiting += sign
-            self.waiting_bytes += sign * _bytes(entry.prompt, entry.completion)
+            self.uncommitted_bytes += sign * _answer_bytes(entry.completion)
 
     def _admit(self, entry: Entry) -> None:
         if self._places.admit(entry):
@@ -251,10 +257,12 @@ class Steering:
         return Committed(prompt, completion, verdict, "kept" if verdict.kept else "rejected")
 
 
-def _bytes(prompt: Prompt, completion: Completion) -> int:
-    """Return how much of an answered prompt is held, but for a small fixed part."""
-    texts = (prompt.instruction, prompt.input, completion.text)
-    return sum(map(sys.getsizeof, texts)) + len(completion.logprobs)
+def _prompt_bytes(prompt: Prompt) -> int:
+    return PROMPT_BYTES + sys.getsizeof(prompt.instruction) + sys.getsizeof(prompt.input)
+
+
+def _answer_bytes(completion: Completion) -> int:
+    return ANSWER_BYTES + sys.getsizeof(completion.text) + len(completion.logprobs)
 
 
 def _draft(prompt: Prompt, completion: Completion) -> Draft:

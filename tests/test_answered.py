@@ -91,7 +91,7 @@ class Ending(EchoBackend):
     rng: random.Random
 
     async def __aenter__(self):  # type: ignore[no-untyped-def]
-        self._left = self.rng.randrange(20, 120)
+        self._left = self.rng.randrange(10, 60)
         self._kept: list[Completion] = []
         return self
 
