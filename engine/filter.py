@@ -176,6 +176,11 @@ class Content:
         self._max_chars = settings.max_chars
         if self._min_chars > self._max_chars:
             raise ConfigError("filter.min_chars is above filter.max_chars, so no row can be kept; lower it")
+        if not settings.dedup_on:
+            raise ConfigError(
+                "filter.dedup_on is empty, so that every row would be a duplicate of the first; all three fields "
+                "(instruction, input, output) tell apart the most"
+            )
         self.guard = PhraseGuard(settings)
         self.optional = OptionalRules(settings.rules, max_chars=settings.max_chars)
         # The key of an unfinished output is not known where it looks at the output. So whatever is decided early must

@@ -66,6 +66,7 @@ CONFIGURATIONS = {
     "[eval]\nmetrics = { json = 'jsn' }\n": "= 'jsn' is not known; did you mean json?",
     "[sampling]\ntemperature = inf\n": "sampling.temperature: Expected `float` <= 100.0",
     "[teacher]\nreplicas = 100_000\n": "teacher.replicas: Expected `int` <= 1024",
+    "[filter]\ndedup_on = []\n": "filter.dedup_on is empty, so that every row would be a duplicate",
     "[filter]\nmin_chars = 900\n": "filter.min_chars is above filter.max_chars",
     "[prompts]\ntemplates = 'a\\u0000b'\n".replace("'", '"'): "prompts.templates: 'a\\x00b' is no path",
     "{": "not valid TOML",

@@ -157,7 +157,7 @@ def test_a_schema_file_that_changed_is_refused_by_name(tmp_path: Path) -> None:
     schema.parent.mkdir()
     schema.write_text('{"type": "object"}')
     prompt_file(tmp_path, *({"prompt": str(number), "json_schema": "form/s.json"} for number in range(3)))
-    samples = ("sampling.samples=2", "filter.dedup_on=[]", "filter.min_chars=0")
+    samples = ("sampling.samples=2", "filter.min_chars=0")
     settings = load(None, ["teacher.backend=echo", f"prompts.file={tmp_path / 'p.jsonl'}", *samples])
     generate(settings, tmp_path / "run")
     schema.write_text('{ "type": "object" }\n')

@@ -48,7 +48,7 @@ ALL_RULES = (
     rule_settings.Blank(),
 )
 FIELDS = [("instruction", "output"), ("instruction",), ("output",), ("instruction", "input", "output")]
-FIELDS += [("instruction", "input"), ("input",), ()]
+FIELDS += [("instruction", "input"), ("input",)]
 
 
 @pytest.fixture(scope="module")
