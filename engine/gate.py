@@ -66,10 +66,15 @@ class Gate:
             self._failure = self._failure or row.reason
         return self.rows == GATE_ROWS
 
-    def report(self, *, total: int | None, seconds: float) -> str:
-        """Return what the first rows show and what they forecast for the `total` prompts of the whole run."""
+    def report(self, *, total: int | None, seconds: float, form: str = "") -> str:
+        """Return what the first rows show and what they forecast for the `total` prompts of the whole run.
+
+        `form`: what the teacher's chat template makes of a question.
+        """
         rates = ", ".join(f"{name} {self._rate(name):.0%}" for name in self._bad)
         lines = [f"first {self.rows} rows, one of them:", self._sample] if self._sample else [f"first {self.rows} rows"]
+        if form and self._sample:
+            lines.append(f"the chat template makes of a question: {_short(form)}")
         lines.append(f"{rates} of {self._asked} answers")
         if self._failed:
             lines.append(f"{self._failed} prompts failed, the first one with: {self._failure}")

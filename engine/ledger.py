@@ -79,7 +79,8 @@ class Ledger:
         size = len(line) + (len(committed.completion.logprobs) if committed.outcome == "kept" else 0)
         if self._gate is not None and self._gate.add(committed.outcome, row, size, committed.prompt):
             total = self._goal.prompts(self._gate.rows, self._gate.kept, count=self._count)
-            note(self._gate.report(total=total, seconds=self._progress.answering_s))
+            form = self._run.manifest.teacher.get("prompt_form", "")
+            note(self._gate.report(total=total, seconds=self._progress.answering_s, form=form))
             self._objection, self._gate = self._gate.objection(), None
         return line
 

@@ -45,6 +45,12 @@ class Renderer:
             for prompt, text in zip(prompts, texts, strict=True)
         ]
 
+    @property
+    def form(self) -> str:
+        """What the template makes of a conversation of one user turn, `{question}`; empty where it refuses that."""
+        text = self._text(Prompt(index=0, id="", template="", instruction="{question}"))
+        return text if isinstance(text, str) else ""
+
     def _text(self, prompt: Prompt) -> str | Exception:
         """Return the conversation as the template writes it, or what the template said against it."""
         try:

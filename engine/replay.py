@@ -25,6 +25,8 @@ from engine.run_settings import check_settings
 from engine.shards import Manifest, published_rows, read_manifest
 from engine.steer import EMPTY
 
+SPEED_FACTS = frozenset({"replicas", "replicas_because", "gpus", "mps"})
+"""What is noted of a teacher and decides how fast it answers, not what."""
 BEFORE, AFTER = 20, 40
 """Characters shown on either side of the first difference."""
 
@@ -64,9 +66,7 @@ def replay(folder: Path, wanted: str, overrides: Sequence[str] = ()) -> dict[str
     found = compare(outcome, row, answer)
     then = manifest.teacher
     changed = {key: [then.get(key), facts.get(key)] for key in sorted(then.keys() | facts.keys())}
-    found["changed"] = {
-        key: pair for key, pair in changed.items() if pair[0] != pair[1] and not key.startswith("replicas")
-    }
+    found["changed"] = {key: pair for key, pair in changed.items() if pair[0] != pair[1] and key not in SPEED_FACTS}
     return {"run": str(folder), **found}
 
 

@@ -66,11 +66,13 @@ def start_engine(teacher: Teacher, model: str, *, watched: bool, logprobs: int =
     lora = _load_adapter(llm, teacher.adapter)
     tokenizer = copy.deepcopy(llm.get_tokenizer())  # the engine uses its own meanwhile, from another thread
     template = chat_template(tokenizer, teacher.model, teacher.adapter)
+    renderer = Renderer(tokenizer, template, teacher.chat_template_kwargs)
+    asked = {"chat_template": xxhash.xxh3_128_hexdigest(template.encode()), "prompt_form": renderer.form}
     return Engine(
         llm=llm,
         lora=lora,
-        renderer=Renderer(tokenizer, template, teacher.chat_template_kwargs),
-        facts=_facts(llm, teacher, model) | {"chat_template": xxhash.xxh3_128_hexdigest(template.encode())},
+        renderer=renderer,
+        facts=_facts(llm, teacher, model) | asked,
         processes=[process for process in multiprocessing.active_children() if process not in before],
     )
 

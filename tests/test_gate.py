@@ -10,8 +10,9 @@ from echo_runs import settings
 
 from engine import config
 from engine.errors import PotstillError
+from engine.gate import Gate
 from engine.generate import generate
-from engine.rows import Completion
+from engine.rows import Completion, Prompt, Row
 
 
 def test_the_gate_shows_the_first_rows_and_stops_what_is_hopeless(
@@ -84,3 +85,13 @@ def test_the_forecast_is_for_the_rows_that_are_wanted(
     assert found is not None
     assert int(found[1]) == prompts
     assert 8 < int(found[2].replace(",", "")) / prompts / tokens_each < 24
+
+
+def test_the_gate_shows_what_the_chat_template_makes_of_a_question() -> None:
+    gate = Gate()
+    row = Row("Say a", "", "fine", "t", "0", 0, "stop")
+    gate.add("kept", row, 10, Prompt(index=0, id="0", template="t", instruction="Say a"))
+    form = "<|user|>\n{question}<|end|>\n<|assistant|>\n"
+    shown = gate.report(total=None, seconds=1.0, form=form).splitlines()
+    assert "the chat template makes of a question: <|user|>\\n{question}<|end|>\\n<|assistant|>\\n" in shown
+    assert not any("chat template" in line for line in gate.report(total=None, seconds=1.0).splitlines())

