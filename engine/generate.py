@@ -112,6 +112,7 @@ class _Generation:
             disjoint=source.disjoint,
             plain=source.plain,
             goal=goal,
+            left=source.left,
             kept=run.tally.kept,
             candidates=run.tally.candidates,
         )
@@ -186,11 +187,29 @@ class _Generation:
 
     async def _ask(self, backend: Backend) -> None:
         """Keep the teacher's window full, and no fuller; near the end, ask no more than the missing rows take."""
-        if self._stopping:
-            return
+        while not (self._stopping or self._steering.done):
+            room = self._room(backend)
+            self._offer(backend, room)
+            prompts = self._steering.take(room)
+            # What an earlier part of the run was answered is not asked again, and takes no room for long.
+            answers = await self._prepared(self._run.answered.take(prompts))
+            for completion in answers:
+                self._steering.finish(completion)
+            answered = {completion.id for completion in answers}
+            unanswered = [prompt for prompt in prompts if prompt.id not in answered]
+            if unanswered:
+                await backend.add(unanswered)
+            if not answers:
+                return
+            await self._ledger.commit(self._decided(busy=True))
+
+    def _room(self, backend: Backend) -> int:
         room = self._window.at_once(backend.capacity) - self._steering.in_flight
         wanted = self._steering.wanted
-        room = room if wanted is None else min(room, wanted)
+        return room if wanted is None else min(room, wanted)
+
+    def _offer(self, backend: Backend, room: int) -> None:
+        """Look for prompts that may be asked."""
         for _ in range(self._window.looked_through(backend.capacity)):
             if self._steering.ready >= room or not self._window.is_open(self._steering):
                 break
@@ -199,14 +218,6 @@ class _Generation:
                 self._exhausted = True
                 break
             self._steering.offer(prompt)
-        prompts = self._steering.take(room)
-        answers = await self._prepared(self._run.answered.take(prompts))
-        for completion in answers:
-            self._steering.finish(completion)
-        answered = {completion.id for completion in answers}
-        unanswered = [prompt for prompt in prompts if prompt.id not in answered]
-        if unanswered:
-            await backend.add(unanswered)
 
     async def _prepared(self, arrived: Sequence[Completion]) -> list[Completion]:
         """Return completions as they will be judged, when the rules have prepared them in threads of their own."""

@@ -6,7 +6,7 @@ Knows counts; nothing of prompts, teachers or disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import ceil, sqrt
 from typing import Literal
 
@@ -33,6 +33,10 @@ class Goal:
         wanted = output.accepted or sum(output.quotas.values())
         default = CANDIDATES_PER_ROW * wanted + CANDIDATES_AT_LEAST if wanted else None
         self.candidates = output.candidates or default
+
+    def barren(self, rules: Filter, left: Collection[str]) -> bool:
+        """Say whether no prompt of these templates can become a row: each has all the rows that are wanted of it."""
+        return bool(self.quotas) and all(rules.quota(name) is not None for name in left)
 
     def ending(self, rules: Filter, *, kept: int, candidates: int) -> Ending | None:
         """Return why a run with these counts is over, or None."""

@@ -46,6 +46,12 @@ class Places:
         self._reserved: Counter[Limit] = Counter()
         self._held: dict[Limit, deque[Entry]] = {}
 
+    @property
+    def wanted(self) -> bool:
+        """Say whether some quota has a place for a row that is not on its way yet; True where there are no quotas."""
+        quotas = self._filter.quotas
+        return not quotas or any(self._free(("quota", name)) > 0 for name in quotas)
+
     def admit(self, entry: Entry) -> bool:
         """Give an entry its places and say so; else it waits, or is settled as one that need not be asked."""
         entry.skip = self._full(entry)

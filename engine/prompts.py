@@ -9,7 +9,7 @@ teachers, filters or disk.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -75,6 +75,10 @@ class Source:
         """Yield the prompts from number `start` on."""
         raise NotImplementedError
 
+    def left(self, index: int) -> Collection[str]:
+        """Return the templates that may have a prompt after this one, which `prompts` has reached."""
+        return self.names
+
 
 class TemplateSource(Source):
     """Prompts from templates; which template comes next is a seeded draw by weight."""
@@ -89,6 +93,11 @@ class TemplateSource(Source):
         self._seed = seed
         self._run_seed = run_seed
         self._repeat = repeat
+        self._ended: dict[str, int] = {}
+        """Index of the prompt that was drawn in place of the first that a template no longer had."""
+
+    def left(self, index: int) -> Collection[str]:
+        return {name for name in self.names if self._ended.get(name, index + 1) > index}
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
         used: Counter[str] = Counter()
@@ -99,6 +108,7 @@ class TemplateSource(Source):
             turn, number = divmod(used[template.id], template.size)
             if turn and not self._repeat:
                 active.remove(template)
+                self._ended[template.id] = index
                 continue
             if index >= start:
                 yield self._prompt(template, turn, number, index)
@@ -179,6 +189,9 @@ class SampledSource(Source):
         self._source = source
         self._samples = samples
         self._run_seed = run_seed
+
+    def left(self, index: int) -> Collection[str]:
+        return self._source.left(index // self._samples)
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
         first, skipped = divmod(start, self._samples)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
@@ -53,10 +53,14 @@ class Steering:
         disjoint: bool,
         plain: bool,
         goal: Goal | None = None,
+        left: Callable[[int], Collection[str]] | None = None,
         kept: int = 0,
         candidates: int = 0,
     ) -> None:
-        """Steer by these rules; `disjoint`: no two templates make the same text; `plain`: no prompt has an input."""
+        """Steer by these rules; `disjoint`: no two templates make the same text; `plain`: no prompt has an input.
+
+        `left` returns the templates that may have a prompt after one that was offered, by its index.
+        """
         self.filter = rules
         self.kept = self._kept_before = kept
         self._answered = 0
@@ -68,6 +72,8 @@ class Steering:
         self.uncommitted_bytes = 0
         """About as much memory as uncommitted prompts and their answers take."""
         self._goal = goal
+        self._left = left
+        self._barren = False
         sound = Sound(rules, disjoint=disjoint, plain=plain)
         self._refuse = sound.refuse
         self._places = Places(rules, caps=sound.caps)
@@ -91,7 +97,8 @@ class Steering:
         """Why the run is over, or None while it is not."""
         if self._goal is None:
             return None
-        return self._goal.ending(self.filter, kept=self.kept, candidates=self.candidates)
+        ending = self._goal.ending(self.filter, kept=self.kept, candidates=self.candidates)
+        return "prompts" if ending is None and self._barren else ending
 
     @property
     def done(self) -> bool:
@@ -100,9 +107,11 @@ class Steering:
 
     @property
     def open(self) -> bool:
-        """Say whether another prompt may be offered: those on their way may use up the budget of candidates."""
+        """Say whether another prompt may be offered: those on their way may use up the budget, or fill all quotas."""
         if self._goal is None or self._goal.candidates is None:
             return True
+        if self._goal.accepted is None and self._order and not self._places.wanted:
+            return False
         return self.candidates + len(self._order) < self._goal.candidates
 
     @property
@@ -220,7 +229,11 @@ class Steering:
 
     def _commit(self, entry: Entry) -> Committed:
         committed = self._end(entry)
-        self.candidates += committed.verdict.rule != QUOTA
+        counts = committed.verdict.rule != QUOTA
+        self.candidates += counts
+        if not counts and self._goal is not None and self._left is not None:
+            # Such prompts use up no budget, and would go on for ever.
+            self._barren = self._goal.barren(self.filter, self._left(entry.prompt.index))
         self._answered += committed.outcome != "skipped"
         if committed.outcome == "kept":
             self.kept += 1

@@ -135,6 +135,35 @@ def test_no_answer_is_asked_for_twice(
     assert not list((tmp_path / "parts").glob("*.part"))
 
 
+def test_a_resumed_run_fills_the_teachers_window_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left to ask of what was asked before is slow and little, and a teacher would wait for it alone."""
+    long = ("teacher.echo.overlong=0.01", "filter.max_chars=2000", "sampling.max_tokens=1000")
+    config = settings(*long, "teacher.echo.max_num_seqs=64", "filter.cap_per_template=0")
+    Waited.with_it, Waited.left = [], 2000
+    monkeypatch.setattr(generation, "make_backend", lambda teacher, sampling, watch: Waited(teacher.echo, sampling))
+    with pytest.raises(LimitError):
+        generate(config, tmp_path, gate=False)
+    assert sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("answered-*")) > 300
+    Waited.with_it, Waited.left = [], 10**6
+    generate(config, tmp_path, gate=False)
+    assert min(Waited.with_it[:10]) == 96
+
+
+class Waited(EchoBackend):
+    """Says how many prompts it has when it is waited for."""
+
+    with_it: list[int]
+    left: int
+
+    async def completions(self) -> list[Completion]:
+        if Waited.left <= 0:
+            raise LimitError("the credit is spent")
+        self.with_it.append(len(self._running) + len(self._waiting))
+        done = await super().completions()
+        Waited.left -= len(done)
+        return done
+
+
 def records(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.glob("logprobs-*.bin")))
 

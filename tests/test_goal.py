@@ -169,7 +169,10 @@ def test_a_question_that_failed_before_a_kill_is_asked_again_by_its_twin(
     assert (summary["asked"], summary["failed"], summary["kept"]) == (2, 1, 1)
 
 
-def test_no_more_is_asked_than_the_missing_rows_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wanted", [["output.accepted=500"], ["output.quotas.json=300", "output.quotas.colour=40"]])
+def test_no_more_is_asked_than_the_missing_rows_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[str]
+) -> None:
     """A slow answer at the head of the order would else let thousands be asked that nobody waits for."""
     asked: list[str] = []
 
@@ -179,10 +182,11 @@ def test_no_more_is_asked_than_the_missing_rows_take(tmp_path: Path, monkeypatch
             await super().add(prompts)
 
     monkeypatch.setattr(generation, "make_backend", lambda teacher, sampling, watch: Counting(teacher.echo, sampling))
-    wanted = ["output.accepted=500", "prompts.count=100000", "filter.cap_per_template=0"]
-    summary = generate(settings(*wanted, "teacher.echo.overlong=0.1"), tmp_path / "run", gate=False)
-    assert summary["kept"] == 500
-    assert summary["asked"] <= len(asked) < 1.1 * summary["asked"]
+    more = ["prompts.count=100000", "filter.cap_per_template=0", "teacher.echo.overlong=0.1"]
+    summary = generate(settings(*wanted, *more), tmp_path / "run", gate=False)
+    assert summary["ending"] in ("accepted", "quotas")
+    answered = summary["asked"] - summary["skipped"]
+    assert answered <= len(asked) < 1.1 * answered
 
 
 def test_how_many_prompts_will_do() -> None:
@@ -193,3 +197,32 @@ def test_how_many_prompts_will_do() -> None:
     half = goal.enough(500, answered=10**6, passed=5 * 10**5)
     assert half == 1064, "1,000, and two standard deviations of 32"
     assert Goal(config.Output()).enough(0, answered=0, passed=0) is None
+
+
+FEW = """
+[[template]]
+id = "big"
+text = "Say {n}"
+[template.slots.n]
+range = [0, 999999999]
+[[template]]
+id = "small"
+text = "Tell {n}"
+[template.slots.n]
+range = [1, 4]
+"""
+
+
+def test_a_run_ends_where_only_prompts_are_left_that_nobody_wants(tmp_path: Path) -> None:
+    """They use up no budget, and there are a thousand million of them."""
+    (tmp_path / "few.toml").write_text(FEW)
+    shared = ["teacher.backend=echo", "teacher.echo.tokens_per_s=1e9", f"prompts.templates={tmp_path / 'few.toml'}"]
+    shared += ["sampling.temperature=0", "output.quotas.big=10", "output.quotas.small=50"]
+    found = []
+    for name, more in enumerate(([], ["filter.early=false"], ["teacher.echo.max_num_seqs=3"], ["output.accepted=60"])):
+        folder = tmp_path / str(name)
+        summary = generate(config.load(None, [*shared, *more]), folder)
+        assert (summary["ending"], sum(summary["templates"]["small"].values())) == ("prompts", 4)
+        found.append((summary["asked"], lines(folder)))
+        assert generate(config.load(None, [*shared, *more]), folder) == summary, "it is finished"
+    assert found == [found[0]] * 4
