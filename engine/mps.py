@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,17 @@ START_S = 60.0
 STOP_S = 30.0
 """Longest wait for it to end. It gives what still runs under it 10 s."""
 DAEMON = f"""
-{CONTROL} -d || exit 1
-echo started
+answer=
+{CONTROL} -d >&2 && answer=started
+(trap '' PIPE; echo $answer)
 cat >/dev/null
-echo quit -t 10 | {CONTROL}
+[ -z "$answer" ] || echo quit -t 10 | {CONTROL} >&2
 rm -rf "${PIPES}"
 """
-"""A shell that starts the daemon and, once its standard input is closed, ends it: also when this process is killed."""
+"""A shell that starts the daemon and, once its standard input is closed, ends it: also when this process is killed.
+
+By then nobody may read its answer, of which it would die; the daemon itself inherits no signal that is ignored.
+"""
 PROBE = """
 import ctypes, sys
 code = ctypes.CDLL("libcuda.so.1").cuInit(0)
@@ -73,7 +78,6 @@ class Mps:
             self._check(complaints)
         except BaseException:
             self.stop()
-            shutil.rmtree(folder, ignore_errors=True)  # the shell leaves it where the daemon did not start
             raise
 
     def _check(self, complaints: Path) -> None:
@@ -102,8 +106,9 @@ class Mps:
         try:
             self._shell.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self._shell.kill()
+            os.killpg(self._shell.pid, signal.SIGKILL)  # with the control program; the daemon has a group of its own
             self._shell.wait()
+            shutil.rmtree(self.environment[PIPES], ignore_errors=True)
             note(f"{CONTROL} did not end in {STOP_S:g} s: look for it with ps, {PIPES}={self.environment[PIPES]}")
 
 

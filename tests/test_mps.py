@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import cast
 
@@ -99,22 +101,76 @@ async def test_a_daemon_of_the_users_is_left_alone(
     assert not is_there(log)
 
 
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 KILLED = """
 import os, signal
 from engine import mps
 mps.PROBE = ""
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+{early}
 mps.Mps()
-os.kill(os.getpid(), signal.SIGKILL)
+die()
 """
 
 
-def test_it_ends_when_its_parent_is_killed(log: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+@pytest.mark.parametrize(
+    ("early", "more"),
+    [("", ""), ("mps.wait = die", '[ -n "$told" ] || sleep 0.5'), ("mps.wait = die", '[ -n "$told" ] || echo ready')],
+    ids=["at work", "while it starts", "while it says something"],
+)
+def test_it_ends_when_its_parent_is_killed(log: Path, tmp_path: Path, early: str, more: str) -> None:
+    install(tmp_path, more)
+    code = KILLED.format(early=early)
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert killed.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 20
-    while len(told(log)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert told(log)[1][1] == "quit -t 10"
+    until(lambda: is_there(log) and len(told(log)) == 2)
+    [[_, _, folder, _], [_, quit, _, _]] = told(log)
+    assert quit == "quit -t 10"
+    until(lambda: not is_there(folder))
+
+
+def test_a_daemon_that_comes_too_late_is_ended(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mps, "START_S", 0.1)
+    install(tmp_path, '[ -n "$told" ] || sleep 1')
+    with pytest.raises(EngineError, match=r"-d failed \(it said nothing\)"):
+        mps.Mps()
+    assert [line[1] for line in told(log)] == ["", "quit -t 10"]
+    assert not is_there(told(log)[0][2])
+
+
+def test_what_it_says_is_not_taken_for_the_answer(log: Path, tmp_path: Path) -> None:
+    install(tmp_path, "echo ready")
+    daemon = mps.Mps()
+    daemon.stop()
+    assert [line[1] for line in told(log)] == ["", "quit -t 10"]
+    assert not is_there(told(log)[0][2])
+
+
+@pytest.mark.parametrize("works", ["-z", "-n"], ids=["quit", "start"])
+def test_a_control_program_that_hangs_is_ended(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], works: str
+) -> None:
+    monkeypatch.setattr(mps, "START_S", 2.0)
+    monkeypatch.setattr(mps, "STOP_S", 1.0)
+    os.mkfifo(tmp_path / "held")
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    install(tmp_path, f'[ {works} "$told" ] || exec sleep 60 >{tmp_path}/held')
+    if works == "-z":
+        mps.Mps().stop()
+        assert told(log)[1][1] == "quit -t 10"
+    else:
+        with pytest.raises(EngineError, match=r"-d failed \(it said nothing\)"):
+            mps.Mps()
+    assert "did not end in 1 s" in capsys.readouterr().err
+    assert not is_there(told(log)[0][2])
+    assert wait([held], 20), "the program holds it open to its end"
+    os.close(held)
 
 
 def test_what_fails_is_one_sentence_and_leaves_nothing(
@@ -129,10 +185,7 @@ def test_what_fails_is_one_sentence_and_leaves_nothing(
     with pytest.raises(EngineError, match=r"-d failed \(a daemon runs already\)"):
         mps.Mps()
     assert not Path(told(log)[2][2]).exists()
-    monkeypatch.setattr(mps, "START_S", 0.1)
-    install(tmp_path, '[ -n "$told" ] || sleep 2')
-    with pytest.raises(EngineError, match=r"-d failed \(it said nothing\)"):
-        mps.Mps()
+    assert len(told(log)) == 3, "where none started none is ended"
 
 
 def test_a_machine_without_it_is_told_so(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
