@@ -76,7 +76,7 @@ async def generate_with(
             note(f"{folder}: going on at prompt {run.position:,} with {run.tally.kept:,} rows kept")
         run.manifest.finished = False
         opened = gate_after(run.first) if gate else None
-        async with Progress(folder, run.tally, total=source.count, target=goal.accepted) as progress:
+        async with Progress(folder, run.tally, total=source.count, goal=goal) as progress:
             with metrics_server(metrics_port, run.tally, progress):
                 generation = _Generation(settings, run, source, progress, goal, gate=opened, backend=backend)
                 ending = await generation.drive()
@@ -201,6 +201,7 @@ class _Generation:
                 await backend.add(unanswered)
             if not answers:
                 return
+            self._progress.recalled()
             await self._ledger.commit(self._decided(busy=True))
 
     def _room(self, backend: Backend) -> int:

@@ -60,17 +60,21 @@ class Goal:
         share = (passed + EXPECTED[0]) / (answered + EXPECTED[1])
         return ceil((missing + SPARE * sqrt(missing * (1 - share))) / share)
 
-    def prompts(self, first: int, kept: Mapping[str, int], *, count: int | None) -> int | None:
+    def prompts(
+        self, first: int, kept: int, of_template: Mapping[str, int], *, candidates: int, count: int | None
+    ) -> int | None:
         """Return how many prompts the run will take, of the `count` that there are, None where that is not known.
 
-        By its `first` prompts, of which so many of each template were kept.
+        By its `first` prompts: so many were kept, in all and of templates with a quota, and the budget of candidates
+        counts so many of them.
         """
         found = [] if count is None else [count]
-        found += [] if self.candidates is None else [self.candidates]
-        if self.accepted is not None and kept:
-            found.append(ceil(self.accepted * first / sum(kept.values())))
-        elif self.accepted is None and self.quotas and kept.keys() >= self.quotas.keys():
-            found.append(max(ceil(wanted * first / kept[name]) for name, wanted in self.quotas.items()))
+        if self.candidates is not None:
+            found.append(_taken(self.candidates, candidates, first))
+        if self.accepted is not None:
+            found.append(_taken(self.accepted, kept, first))
+        elif self.quotas:
+            found.append(max(_taken(wanted, of_template.get(name, 0), first) for name, wanted in self.quotas.items()))
         return min(found, default=None)
 
     def shortfall(self, ending: Ending, kept: int, of_quota: Mapping[str, int]) -> str | None:
@@ -92,3 +96,8 @@ class Goal:
             why = "the prompts ran out; raise prompts.count and run the same command again to go on, or start another "
             why += "with wider slots"
         return f"only {', '.join(missing)}: {why}"
+
+
+def _taken(wanted: int, had: int, first: int) -> int:
+    """Return how many prompts it takes to have so many, by the first; where these have none, one more will be it."""
+    return ceil(wanted * max(first, 1) / max(had, 1))

@@ -78,7 +78,8 @@ class Ledger:
         line = self._encoder.encode(row) + b"\n"
         size = len(line) + (len(committed.completion.logprobs) if committed.outcome == "kept" else 0)
         if self._gate is not None and self._gate.add(committed.outcome, row, size, committed.prompt):
-            total = self._goal.prompts(self._gate.rows, self._gate.kept, count=self._count)
+            rows, kept = self._gate.rows, self._gate.kept
+            total = self._goal.prompts(rows, kept.total(), kept, candidates=rows, count=self._count)
             form = self._run.manifest.teacher.get("prompt_form", "")
             note(self._gate.report(total=total, seconds=self._progress.answering_s, form=form))
             self._objection, self._gate = self._gate.objection(), None

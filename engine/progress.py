@@ -5,7 +5,6 @@ Knows counts and the clock; decides nothing.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import msgspec
 
 from engine.decode import UNREADABLE
 from engine.errors import DiskError
+from engine.goal import Goal
 from engine.live import is_live, show
 from engine.live import note as note
 from engine.part import disk
@@ -34,19 +34,19 @@ YIELDS_SHOWN = 4
 class Progress:
     """Says once a second how far a run is. Entered with `async with`."""
 
-    def __init__(self, folder: Path, tally: Tally, *, total: int | None, target: int | None) -> None:
+    def __init__(self, folder: Path, tally: Tally, *, total: int | None, goal: Goal) -> None:
         self._path = folder / METRICS
         self._tally = tally
         self._total = total
-        self._target = target
+        self._goal = goal
         before = _last_line(self._path)
         self._before_s = before.seconds
         self._answering_s = before.answering_seconds
         self._gpu_s = before.gpu_seconds
         self._gpus = 0
         self._start = self._last = self._last_plain = time.monotonic()
-        self._answering_before = before.answering_seconds
-        self._first_asked = tally.asked
+        self._paced_from: tuple[int, float] | None = (tally.asked, before.answering_seconds)
+        """Prompts that had ended, and seconds of answering, where the measuring of the pace began."""
         self._answering_since: float | None = None
         self._last_counts = self._plain_counts = self._counts()
         self._live = is_live()
@@ -74,6 +74,10 @@ class Progress:
         """Note that the teacher has started, on so many GPUs, or has ended."""
         self._answering_s, self._gpu_s = self.answering_s, self.gpu_s
         self._answering_since, self._gpus = (time.monotonic(), gpus) if is_ready else (None, 0)
+
+    def recalled(self) -> None:
+        """Note that answers of an earlier part of the run came back: they took no time, so the pace is told anew."""
+        self._paced_from = None
 
     def goodput(self) -> dict[str, float | None]:
         """Return what the run made of the time in which its teacher answered."""
@@ -111,6 +115,8 @@ class Progress:
         return self._tally.asked, self._tally.output_tokens, self._tally.kept
 
     async def _measure(self, now: float, in_flight: int = 0, waiting: int = 0, *, last: bool = False) -> None:
+        if self._paced_from is None:
+            self._paced_from = (self._tally.asked + waiting, self.answering_s)
         counts = self._counts()
         rows, tokens, kept = _rates(self._last_counts, counts, now - self._last)
         self._last, self._last_counts = now, counts
@@ -167,15 +173,24 @@ class Progress:
         return ", ".join([*found, *yields(self._tally)[:YIELDS_SHOWN]])
 
     def _left_s(self, in_flight: int, waiting: int) -> float | None:
-        """Return how long it takes yet, by the prompts that are answered; None until as many are as are in flight."""
-        tally, seconds = self._tally, self.answering_s - self._answering_before
-        done = tally.asked - self._first_asked + waiting
-        if done <= in_flight or not seconds:
+        """Return how long it takes yet, by the prompts that are answered; None until as many are as are in flight.
+
+        Nor is it known where all that is wanted waits for an earlier prompt: that may take its time.
+        """
+        ended, total = self._tally.asked + waiting, self._prompts_in_all()
+        first, since_s = self._paced_from or (ended, 0.0)
+        done, seconds = ended - first, self.answering_s - since_s
+        if done <= in_flight or not seconds or total is None:
             return None
-        wanted = [self._total - tally.asked] if self._total else []
-        if self._target is not None and tally.kept:
-            wanted.append(math.ceil((self._target - tally.kept) * tally.asked / tally.kept))
-        return max(0, min(wanted) - waiting) * seconds / done if wanted else None
+        left_s = max(0, total - ended) * seconds / done
+        return left_s if round(left_s) else None
+
+    def _prompts_in_all(self) -> int | None:
+        tally = self._tally
+        of_template = {
+            name: tally.templates[name].results["kept"] for name in self._goal.quotas if name in tally.templates
+        }
+        return self._goal.prompts(tally.asked, tally.kept, of_template, candidates=tally.candidates, count=self._total)
 
 
 def yields(tally: Tally) -> list[str]:

@@ -141,11 +141,13 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(
 
 
 def test_a_disk_that_takes_no_metrics_is_a_sentence_too(tmp_path: Path) -> None:
+    from engine.config import Output
+    from engine.goal import Goal
     from engine.progress import Progress
     from engine.tally import Tally
 
     async def show() -> None:
-        async with Progress(tmp_path, Tally(), total=3, target=None):
+        async with Progress(tmp_path, Tally(), total=3, goal=Goal(Output())):
             (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
 
     with pytest.raises(DiskError, match=r"metrics\.jsonl: the disk is full; free some space"):

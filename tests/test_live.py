@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import Output
+from engine.goal import Goal
 from engine.live import COLUMNS
 from engine.progress import Progress, note
 from engine.rows import Row
@@ -50,7 +52,7 @@ def test_lines_are_written_over_and_notes_stay(tmp_path: Path, monkeypatch: pyte
     ended = Row("i", "", "o", many.template, "id", 0, "abort", output_tokens=10, rule="phrase", aborted=True)
 
     async def run() -> None:
-        async with Progress(tmp_path, tally, total=1_000_000, target=None) as progress:
+        async with Progress(tmp_path, tally, total=1_000_000, goal=Goal(Output())) as progress:
             note("a note before")
             for _ in range(3):
                 tally.add("kept", many)
@@ -89,7 +91,7 @@ async def test_a_log_says_the_rates_since_its_last_line_and_what_is_left_of_the_
 ) -> None:
     monkeypatch.setattr("engine.progress.PLAIN_EVERY_S", 10.0)
     tally, row = Tally(), Row("i", "", "o", "t", "id", 0, "stop", output_tokens=40)
-    async with Progress(tmp_path, tally, total=300, target=1_000_000) as progress:
+    async with Progress(tmp_path, tally, total=300, goal=Goal(Output(accepted=1_000_000))) as progress:
         progress.ready(True)
         assert progress._answering_since is not None
         for _ in range(2):
@@ -115,7 +117,7 @@ async def test_answers_that_wait_for_an_earlier_one_are_shown_and_count_for_what
 ) -> None:
     monkeypatch.setattr("engine.progress.PLAIN_EVERY_S", 0.0)
     tally = Tally()
-    async with Progress(tmp_path, tally, total=400, target=None) as progress:
+    async with Progress(tmp_path, tally, total=400, goal=Goal(Output())) as progress:
         progress.ready(True)
         assert progress._answering_since is not None
         progress._answering_since -= 10
