@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 
@@ -210,12 +210,15 @@ def _rates(before: Sequence[int], now: Sequence[int], seconds: float) -> tuple[f
     return tuple((new - old) / max(seconds, 1e-9) for old, new in zip(before, now, strict=True))
 
 
-class _Line(msgspec.Struct):
-    """What a resumed run needs of the last line of metrics."""
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
-    seconds: float = 0.0
-    answering_seconds: float = 0.0
-    gpu_seconds: float = 0.0
+
+class _Line(msgspec.Struct):
+    """What a resumed run needs of the last line of metrics; one that says less than no time is no such line."""
+
+    seconds: Seconds = 0.0
+    answering_seconds: Seconds = 0.0
+    gpu_seconds: Seconds = 0.0
 
 
 LAST_BYTES = 1 << 16

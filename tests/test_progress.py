@@ -1,4 +1,4 @@
-"""What progress tells of a run: how long it takes yet."""
+"""What progress tells of a run: how long it takes yet, and how long it took before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.config import Output
 from engine.errors import LimitError
 from engine.generate import generate
 from engine.goal import Goal
-from engine.progress import Progress
+from engine.progress import METRICS, Progress
 from engine.rows import Row
 from engine.tally import Tally
 
@@ -126,3 +126,12 @@ def test_answers_of_an_earlier_part_are_told(tmp_path: Path, monkeypatch: pytest
     told.clear()
     generate(config, tmp_path / "new", gate=False)
     assert not told
+
+
+@pytest.mark.parametrize("seconds", ["-60", "NaN", "1e999", "null"])
+async def test_a_line_of_metrics_that_says_no_time_is_left_out(tmp_path: Path, seconds: str) -> None:
+    good = '{"seconds": 9.5, "answering_seconds": 8.5, "gpu_seconds": 17.0}'
+    (tmp_path / METRICS).write_text(f"{good}\n{good.replace('8.5', seconds)}\n")
+    async with Progress(tmp_path, Tally(), total=None, goal=Goal(Output())) as progress:
+        assert (progress.answering_s, progress.gpu_s) == (8.5, 17.0)
+        assert 9.5 <= progress.seconds < 60
