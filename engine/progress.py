@@ -49,6 +49,7 @@ class Progress:
         """Prompts that had ended, and seconds of answering, where the measuring of the pace began."""
         self._answering_since: float | None = None
         self._last_counts = self._plain_counts = self._counts()
+        self._saved: dict[str, int] = {}
         self._live = is_live()
 
     @property
@@ -119,10 +120,12 @@ class Progress:
             self._paced_from = (self._tally.asked + waiting, self.answering_s)
         counts = self._counts()
         rows, tokens, kept = _rates(self._last_counts, counts, now - self._last)
+        summary = self._tally.summary()
+        self._saved = summary["tokens_saved"]
         self._last, self._last_counts = now, counts
         line = {
             "seconds": round(self.seconds, 3),
-            **self._tally.summary(),
+            **summary,
             "in_flight": in_flight,
             "waiting": waiting,
             "rows_per_s": round(rows, 2),
@@ -168,7 +171,7 @@ class Progress:
         found, goodput = [], self.goodput()
         if goodput["kept_per_gpu_s"] is not None:
             found.append(f"{goodput['kept_per_gpu_s']:,.1f} kept per GPU-second")
-        saved = ", ".join(f"{count:,} {kind}" for kind, count in self._tally.tokens_saved.items() if count)
+        saved = ", ".join(f"{count:,} {kind}" for kind, count in self._saved.items() if count)
         found.append(f"tokens saved: about {saved}" if saved else "no tokens saved")
         return ", ".join([*found, *yields(self._tally)[:YIELDS_SHOWN]])
 
