@@ -17,7 +17,7 @@ import msgspec
 from engine.decode import UNREADABLE
 from engine.errors import DiskError
 from engine.goal import Goal
-from engine.live import is_live, show
+from engine.live import is_live, printable, show
 from engine.live import note as note
 from engine.part import disk
 from engine.tally import Tally
@@ -204,7 +204,7 @@ def yields(tally: Tally) -> list[str]:
         lost = [(count, rule) for rule, count in one.results.items() if rule != "kept"]
         most = max(lost, default=(0, ""))
         worst = f" ({most[1]} {most[0] / asked:.0%})" if most[0] else ""
-        found.append(f"{name} {one.results['kept'] / asked:.0%}{worst}")
+        found.append(f"{printable(name)} {one.results['kept'] / asked:.0%}{worst}")
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.config import Output
 from engine.goal import Goal
-from engine.live import COLUMNS
+from engine.live import CLEAR, COLUMNS, show
 from engine.progress import Progress, note
 from engine.rows import Row
 from engine.tally import Tally
@@ -79,6 +79,42 @@ def test_lines_are_written_over_and_notes_stay(tmp_path: Path, monkeypatch: pyte
     last = screen(terminal.getvalue())
     assert [line for line in last if line.startswith("a note")] == ["a note before", "a note between", "a note after"]
     assert "".join(last).count("prompts, ") == 1, "what was written over is gone"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain " * 20, ("plain " * 20)[:79]),
+        ("温度" * 40, "温度" * 19 + "温"),
+        ("a" + "テ" * 40, "a" + "テ" * 39),
+        ("e\u0301" * 100, "e\u0301" * 79),
+        ("\u0915\u0941" * 100, "\u0915\u0941" * 79),
+        ("\u26a0\ufe0f" * 100, "\u26a0\ufe0f" * 39 + "\u26a0"),
+        ("a\nb\x1b[31mc\td\u202ee\u2028f\x9b2J", "a b?[31mc d?e f?2J"),
+        ("lone \udcff", "lone ?"),
+    ],
+    ids=["plain", "wide", "wide at an odd place", "accents", "vowel signs", "emoji", "control codes", "no character"],
+)
+def test_a_line_is_cut_where_it_would_wrap(monkeypatch: pytest.MonkeyPatch, text: str, shown: str) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    show([text, "below"])
+    assert terminal.getvalue() == f"{CLEAR}{shown}\nbelow\r\x1b[1A"
+
+
+def test_a_line_is_cut_as_its_terminal_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, encoding="latin-1", errors="backslashreplace"))
+    show(["é" + "温" * 80])
+    assert written.getvalue().decode("latin-1") == CLEAR + "é" + "\\u6e29" * 13 + "\r"
+
+
+async def test_a_name_breaks_no_line_of_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally()
+    async with Progress(tmp_path, tally, total=1, goal=Goal(Output())) as progress:
+        tally.add("kept", Row("i", "", "o", "a\nb\x1b[2J", "id", 0, "stop"))
+        progress._last_plain -= 60
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("no tokens saved, a b?[2J 100%")
 
 
 def test_a_log_is_not_given_control_codes(capsys: pytest.CaptureFixture[str]) -> None:
