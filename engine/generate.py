@@ -144,6 +144,7 @@ class _Generation:
                     await self._with_teacher()
                 except EngineError as error:
                     self._up = False
+                    self._progress.ready(False)
                     restarts = 1 if self._answers > before else restarts + 1
                     hopeless = isinstance(error, LimitError) or restarts > RESTARTS
                     if self._backend is not None or not self._answers or hopeless:
