@@ -6,7 +6,7 @@ Knows prompts; nothing of replicas.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from engine.rows import Prompt
 
@@ -25,6 +25,13 @@ class Waiting:
         """Let a prompt wait."""
         self._templates.setdefault(prompt.template, deque()).append(prompt)
         self._count += 1
+
+    def put_back(self, prompts: Sequence[Prompt]) -> None:
+        """Let prompts wait that were handed out before: each goes before what comes later in order."""
+        for prompt in prompts:
+            self.add(prompt)
+        for template in {prompt.template for prompt in prompts}:
+            self._templates[template] = deque(sorted(self._templates[template], key=lambda one: one.index))
 
     def take(self, limit: int) -> list[Prompt]:
         """Hand out at most `limit` prompts of one template: of that whose turn it is, by the order of commitment."""

@@ -43,6 +43,26 @@ def test_each_is_handed_out_once_and_the_first_never_waits_for_another_template(
     assert not left
 
 
+@given(
+    names=st.lists(st.sampled_from("abc"), max_size=30),
+    first=st.lists(st.integers(1, 9), max_size=6),
+    lost=st.sets(st.integers(0, 5)),
+)
+def test_what_is_put_back_goes_before_what_comes_later(names: list[str], first: list[int], lost: set[int]) -> None:
+    waiting = Waiting()
+    asked = [prompt(index, name) for index, name in enumerate(names)]
+    for one in asked:
+        waiting.add(one)
+    taken = [waiting.take(limit) for limit in first]
+    for number, chunk in enumerate(taken):
+        if number in lost:
+            waiting.put_back(chunk)
+    answered = [one for number, chunk in enumerate(taken) if number not in lost for one in chunk]
+    left = [one for one in asked if one not in answered]
+    assert len(waiting) == len(left)
+    assert [waiting.take(1) for _ in left] == [[one] for one in left]
+
+
 async def test_a_busy_replica_is_sent_chunks_of_one_template() -> None:
     teacher = Teacher(backend="echo", replicas=2, echo=Echo(tokens_per_s=1e9, max_num_seqs=64))
     sent: list[tuple[int, list[Prompt]]] = []
