@@ -2,19 +2,15 @@
 
 A small teacher is bound by the host, not by the card, so several share one GPU; with more GPUs each replica gets its
 own. Work is pulled: a replica is sent a chunk of one template when it has room, never dealt out in advance. Promises
-that a worker ends when this process does, however that ends, and that a worker's death is an EngineError here.
+that a worker ends when this process does, however that ends, and that one which dies is started again while the others
+go on, its prompts asked again; a death that this does not mend is an EngineError here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from multiprocessing.process import BaseProcess
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -26,16 +22,16 @@ from engine.errors import EngineError, PotstillError
 from engine.mps import Mps, mps_for
 from engine.placement import cards_used, environment, on_one_card, share
 from engine.progress import note
-from engine.replica_worker import Abort, Add, Answers, Died, Ready, encode, from_worker, work
+from engine.replica import Message, Replica
+from engine.replica_worker import Abort, Add, Answers, Died, encode
 from engine.rows import Completion, Prompt
-from engine.signals import interrupts_held
 
 PATIENCE_S = 60.0
 """Seconds of starting after which it is said that it goes on."""
-STOP_S = 30.0
-"""Longest wait for a replica to end by itself."""
-CHUNK = 32
-"""Prompts of one template that a busy replica is sent at a time: an eighth of its batch where that is less."""
+STARTS = 3
+"""Times that a replica is started again without a single answer in between; after that it is left out."""
+BACKOFF_S = 1.0
+"""Wait before the first of them; it doubles each time."""
 
 
 class ReplicaBackend:
@@ -45,15 +41,24 @@ class ReplicaBackend:
         self, teacher: Teacher, sampling: Sampling, *, watch: Watch | None = None, chosen_because: str = ""
     ) -> None:
         self.capacity = 0
+        """Of all replicas that are not left out: one that is being started again will soon take its share."""
         self._teacher = teacher
         self._sampling = sampling
         self._watch = watch
         self._chosen = {"replicas_because": chosen_because} if chosen_because else {}
-        self._replicas: list[_Replica] = []
+        self._replicas: list[Replica] = []
+        """By number; the place of one that is left out stays."""
+        self._described: dict[str, str] = {}
         self._mps: Mps | None = None
         self._waiting = Waiting()
-        self._place: dict[str, _Replica] = {}
-        self._inbox: asyncio.Queue[tuple[_Replica, Ready | Answers | Died]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Replica, Message]] = asyncio.Queue()
+        self._lost: set[str] = set()
+        """Prompts that were in flight at a death and have not come back."""
+        self._starts: Counter[int] = Counter()
+        """Times that each replica was started again since it last answered."""
+        self._left_out: set[int] = set()
+        self._restarting: set[asyncio.Task[None]] = set()
+        self._error: PotstillError | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -69,10 +74,9 @@ class ReplicaBackend:
         await self._stop()
 
     def describe(self) -> dict[str, str]:
-        count = len(self._replicas)
         gpus = {"gpus": str(cards_used(self._teacher))} if self._teacher.backend == "vllm" else {}
         mps = {"mps": "on"} if self._mps is not None else {}
-        return {**self._replicas[0].described, "replicas": str(count), **gpus, **mps, **self._chosen}
+        return {**self._described, "replicas": str(self._count), **gpus, **mps, **self._chosen}
 
     async def add(self, prompts: Sequence[Prompt]) -> None:
         refused = []
@@ -87,34 +91,43 @@ class ReplicaBackend:
 
     async def abort(self, ids: Sequence[str]) -> None:
         self._waiting.discard(set(ids))
+        self._lost.difference_update(ids)
         for replica in self._replicas:
-            here = [name for name in ids if self._place.get(name) is replica]
+            here = [name for name in ids if replica.asked.pop(name, None) is not None]
             if here:
                 replica.send(Abort(here))
-            for name in here:
-                del self._place[name]
-                replica.in_flight -= 1
         self._feed()
 
     async def completions(self) -> list[Completion]:
+        """Do what Backend says; what was answered before a death that ends the teacher is handed over first."""
+        if self._error is not None:
+            raise self._error
         done = self._take_in(await self._inbox.get())
         while not self._inbox.empty():
             done += self._take_in(self._inbox.get_nowait())
+        if self._error is not None and not done:
+            raise self._error
         self._feed()
         return done
+
+    @property
+    def _count(self) -> int:
+        return len(self._replicas) - len(self._left_out)
 
     async def _start(self) -> None:
         """Start the replicas all at once: each is told how much memory it gets, so none measures what another takes."""
         loop = asyncio.get_running_loop()
         if self._teacher.mps:
             self._mps = await asyncio.to_thread(mps_for, on_one_card(self._teacher))
-        shared = self._mps.environment if self._mps is not None else {}
+        part, shared = share(self._teacher), self._mps.environment if self._mps is not None else {}
         for number in range(self._teacher.replica_count):
-            replica = _Replica(number, self._teacher, self._sampling, self._watch, shared)
+            told = environment(number, self._teacher) | shared
+            replica = Replica(number, part, self._sampling, self._watch, told)
             self._replicas.append(replica)
-            replica.listen(loop, self._inbox)
+            replica.start()
+            replica.listen(self._inbox)
         start, limit = loop.time(), self._teacher.start_timeout_s
-        while starting := [replica.number for replica in self._replicas if not replica.capacity]:
+        while starting := [replica.number for replica in self._replicas if not replica.up]:
             try:
                 patience = min(PATIENCE_S, start + limit - loop.time())
                 replica, message = await asyncio.wait_for(self._inbox.get(), patience)
@@ -129,11 +142,13 @@ class ReplicaBackend:
                 continue
             if isinstance(message, Died):
                 raise _error(replica.number, message)
-            if isinstance(message, Ready):
-                replica.capacity, replica.described = message.capacity, message.teacher
         self.capacity = sum(replica.capacity for replica in self._replicas)
+        self._described = self._replicas[0].described
 
     async def _stop(self) -> None:
+        for task in self._restarting:
+            task.cancel()
+        await asyncio.gather(*self._restarting, return_exceptions=True)
         await asyncio.gather(*(asyncio.to_thread(replica.stop) for replica in self._replicas))
         self._replicas.clear()
         if self._mps is not None:
@@ -146,127 +161,97 @@ class ReplicaBackend:
         One that could run more at once gets its even share at once; a busy one waits until a chunk finds room.
         """
         batches: dict[int, list[Prompt]] = {}
-        while self._waiting:
-            replica = max(self._replicas, key=lambda one: one.room)
+        up = [replica for replica in self._replicas if replica.up]
+        while self._waiting and up:
+            replica = max(up, key=lambda one: one.room)
             size = replica.chunk
-            if replica.in_flight < replica.capacity:
-                size = min(size, -(-len(self._waiting) // len(self._replicas)))
+            if len(replica.asked) < replica.capacity:
+                size = min(size, -(-len(self._waiting) // len(up)))
             elif replica.room < size:
                 break
             chunk = self._waiting.take(size)
-            self._place |= dict.fromkeys((prompt.id for prompt in chunk), replica)
-            replica.in_flight += len(chunk)
+            replica.asked |= {prompt.id: prompt for prompt in chunk}
             batches.setdefault(replica.number, []).extend(chunk)
         for number, prompts in batches.items():
             self._replicas[number].send(Add(prompts))
 
-    def _take_in(self, event: tuple[_Replica, Ready | Answers | Died]) -> list[Completion]:
+    def _take_in(self, event: tuple[Replica, Message]) -> list[Completion]:
         replica, message = event
-        if isinstance(message, Died):
-            raise _error(replica.number, message)
-        if isinstance(message, Ready):
-            return []
-        for completion in message.completions:
-            if self._place.pop(completion.id, None) is not None:
-                replica.in_flight -= 1
-        return message.completions
+        if isinstance(message, Answers):
+            for completion in message.completions:
+                if replica.asked.pop(completion.id, None) is not None:
+                    self._starts.pop(replica.number, None)
+                self._lost.discard(completion.id)
+            return message.completions
+        if isinstance(message, Died) and replica.up:  # of one that never was up, who starts it again is told
+            replica.up = False
+            self._mourn(replica, message)
+        return []
 
+    def _mourn(self, replica: Replica, message: Died) -> None:
+        """Have a dead replica started again and its prompts asked again, or note the error that ends the teacher."""
+        error = _error(replica.number, message)
+        if not self._is_mended_alone(replica, error):
+            self._error = error
+            return
+        number, asked = replica.number, list(replica.asked.values())
+        self._lost.update(replica.asked)
+        self._waiting.put_back(asked)
+        replica.asked.clear()
+        fate = "started again" if self._starts[number] < STARTS else "left out"
+        note(
+            f"replica {number} died ({message.message}); it is {fate} while the others go on, and {len(asked)} prompts "
+            "are asked again"
+        )
+        task = asyncio.create_task(self._start_again(replica))
+        self._restarting.add(task)
+        task.add_done_callback(self._restarting.discard)
 
-class _Replica:
-    """A worker process and the pipe to it."""
+    def _is_mended_alone(self, dead: Replica, error: PotstillError) -> bool:
+        """Say whether a death is this replica's own affair.
 
-    def __init__(
-        self,
-        number: int,
-        teacher: Teacher,
-        sampling: Sampling,
-        watch: Watch | None,
-        shared: Mapping[str, str] | None = None,
-    ) -> None:
-        """Start a worker; `shared` goes into its environment, as into the others'."""
-        self.number = number
-        self.capacity = 0
-        self.in_flight = 0
-        self.described: dict[str, str] = {}
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = (theirs, share(teacher), sampling, watch, environment(number, teacher) | dict(shared or {}))
-        self._process: BaseProcess = context.Process(target=work, args=arguments, name=f"replica-{number}")
-        with interrupts_held():
-            self._process.start()
-        theirs.close()
-        self._reader: threading.Thread | None = None
-
-    @property
-    def room(self) -> int:
-        """Prompts that it can take: half a batch more than it runs at once, so that it never waits for us."""
-        return self.capacity + self.capacity // 2 - self.in_flight
-
-    @property
-    def chunk(self) -> int:
-        """Prompts that it is sent at a time while it is busy."""
-        return max(1, min(CHUNK, self.capacity // 8))
-
-    def send(self, message: Add | Abort) -> None:
-        try:
-            self._pipe.send_bytes(encode(message))
-        except OSError as error:
-            raise EngineError(f"replica {self.number} is gone ({error.strerror or error})") from None
-
-    def listen(
-        self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[tuple[_Replica, Ready | Answers | Died]]
-    ) -> None:
-        """Hand over what the worker says, from a thread of its own, until the pipe closes."""
-
-        def read() -> None:
-            while True:
-                try:
-                    message: Ready | Answers | Died = from_worker.decode(self._pipe.recv_bytes())
-                except (EOFError, OSError):
-                    message = Died("its process ended without a word; it may have been killed for memory")
-                try:
-                    loop.call_soon_threadsafe(inbox.put_nowait, (self, message))
-                except RuntimeError:  # the loop is closed: nobody listens any more
-                    return
-                if isinstance(message, Died):
-                    return
-
-        self._reader = threading.Thread(target=read, name=f"replica-{self.number}-reader", daemon=True)
-        self._reader.start()
-
-    def stop(self) -> None:
-        """End the worker: closing the pipe is the signal; a worker that does not heed it is killed.
-
-        One that is still starting does not look at the pipe, and has nothing to finish.
+        It is not where none is left to go on, where settings are at fault, where the others may be hurt too (a fault
+        under MPS), or where one of its prompts was in flight at a death before: that prompt may be what kills.
         """
-        self._shut_pipe()
-        if self.capacity:
-            self._process.join(STOP_S)
-        if self._process.exitcode != 0:
-            self._kill()
-        if self._reader is not None:
-            self._reader.join()
-        self._pipe.close()
-        self._process.close()
+        own = isinstance(error, EngineError) and self._mps is None and self._lost.isdisjoint(dead.asked)
+        return own and any(replica.up for replica in self._replicas)
 
-    def _kill(self) -> None:
-        """Kill the worker and the processes that it started: vLLM's outlive it, and would keep the card."""
-        pid = self._process.pid
-        self._process.kill()
-        self._process.join()
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-
-    def _shut_pipe(self) -> None:
-        """Shut the socket down rather than close it: that also wakes the thread that reads from it."""
-        import socket
-
-        with socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:  # the other end is closed already
+    async def _start_again(self, dead: Replica) -> None:
+        """Start a replica again in its place; leave it out after so many starts without an answer."""
+        number = dead.number
+        while True:
+            await asyncio.to_thread(self._replicas[number].stop)
+            if self._starts[number] >= STARTS:
+                break
+            await asyncio.sleep(BACKOFF_S * 2 ** self._starts[number])
+            self._starts[number] += 1
+            fresh = self._replicas[number] = dead.again()
+            objection = await self._objection(fresh)
+            if objection is None:
+                self.capacity += fresh.capacity - dead.capacity
+                self._feed()
                 return
+            note(f"replica {number} did not start again, try {self._starts[number]} of {STARTS} ({objection})")
+        self.capacity -= dead.capacity
+        self._left_out.add(number)
+        note(
+            f"replica {number} is left out, since {STARTS} starts brought no answer; {self._count} of "
+            f"{len(self._replicas)} replicas go on"
+        )
+
+    async def _objection(self, fresh: Replica) -> str | None:
+        """Start a replica beside the others, and return why it did not come up; None if it did."""
+        try:
+            await asyncio.to_thread(fresh.start)
+        except OSError as error:
+            return error.strerror or str(error)
+        first, limit = fresh.listen(self._inbox), self._teacher.start_timeout_s
+        await asyncio.wait({first}, timeout=limit)
+        if not first.done():
+            first.cancel()
+            return f"not within {limit:g} s, teacher.start_timeout_s"
+        word = first.result()
+        return word.message if isinstance(word, Died) else None
 
 
 def _sendable(prompt: Prompt) -> bool:

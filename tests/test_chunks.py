@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from engine.backend import answer_all, make_backend
 from engine.chunks import Waiting
 from engine.config import Echo, Sampling, Teacher
+from engine.replica import Replica
 from engine.replica_worker import Add
-from engine.replicas import ReplicaBackend, _Replica
+from engine.replicas import ReplicaBackend
 from engine.rows import Prompt
 
 
@@ -79,7 +80,7 @@ async def test_a_busy_replica_is_sent_chunks_of_one_template() -> None:
     assert min(counts) > 600
 
 
-def spy(replica: _Replica, sent: list[tuple[int, list[Prompt]]]) -> None:
+def spy(replica: Replica, sent: list[tuple[int, list[Prompt]]]) -> None:
     send = replica.send
 
     def noted(message: Add) -> None:
@@ -94,4 +95,4 @@ async def test_few_prompts_are_shared_out_evenly() -> None:
     async with make_backend(teacher, Sampling()) as backend:
         assert isinstance(backend, ReplicaBackend)
         await backend.add([prompt(i, "a") for i in range(16)])
-        assert [replica.in_flight for replica in backend._replicas] == [4, 4, 4, 4]
+        assert [len(replica.asked) for replica in backend._replicas] == [4, 4, 4, 4]

@@ -18,6 +18,7 @@ from engine import mps
 from engine.backend import answer_all, make_backend
 from engine.config import Config, Echo, Sampling, Teacher
 from engine.errors import ConfigError, EngineError
+from engine.replicas import ReplicaBackend
 from engine.rows import Prompt, Verdict
 from engine.run_settings import SPEED_KEYS
 from trainer.done import Done
@@ -79,6 +80,15 @@ async def test_workers_go_through_it(log: Path) -> None:
         folder = told(log)[0][2]
         with pytest.raises(ConfigError, match=f"pipes: {folder}, card 3"):
             await answer_all(backend, PROMPTS)
+
+
+async def test_a_death_under_it_is_the_whole_teachers(log: Path) -> None:
+    async with ReplicaBackend(TEACHER, Sampling()) as backend:
+        pid = backend._replicas[0]._process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"^replica 0: its process ended without a word"):
+            await backend.completions()
 
 
 async def test_one_replica_a_card_needs_none(

@@ -1,15 +1,14 @@
 """Replicas, on the echo backend: the same rows, and nobody is left behind."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
+from processes import children, left_after_a_while
 from wordiness import break_down
 
 from engine import replicas
@@ -17,7 +16,8 @@ from engine.backend import answer_all, make_backend
 from engine.config import Echo, Sampling, Teacher
 from engine.errors import ConfigError, EngineError
 from engine.placement import cards_used, environment
-from engine.replicas import ReplicaBackend, _Replica
+from engine.replica import Replica
+from engine.replicas import ReplicaBackend
 from engine.rows import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,24 +45,7 @@ async def test_aborted_prompts_make_room() -> None:
         asked = prompts(40)
         await backend.add(asked)
         await backend.abort([prompt.id for prompt in asked])
-        assert not backend._place  # type: ignore[attr-defined]
-        assert all(replica.in_flight == 0 for replica in backend._replicas)  # type: ignore[attr-defined]
-
-
-async def test_a_killed_replica_is_an_engine_error() -> None:
-    slow = Teacher(backend="echo", replicas=2, echo=Echo(tokens_per_s=10, max_num_seqs=4))
-    async with ReplicaBackend(slow, Sampling()) as backend:
-        await backend.add(prompts(10))
-        pid = backend._replicas[1]._process.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(EngineError, match=r"replica 1.*killed"):
-            await drain(backend)
-
-
-async def drain(backend: ReplicaBackend) -> None:
-    while True:
-        await backend.completions()
+        assert not any(replica.asked for replica in backend._replicas)  # type: ignore[attr-defined]
 
 
 async def test_an_error_of_a_worker_comes_back_as_what_it_is() -> None:
@@ -106,8 +89,9 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_ctrl_c_does_not_reach_a_worker_that_is_not_ready_for_it() -> None:
-    worker = _Replica(0, TEACHER, Sampling(), None)
+    worker = Replica(0, TEACHER, Sampling())
     try:
+        worker.start()
         status = Path(f"/proc/{worker._process.pid}/status").read_text()
     finally:
         worker.stop()
@@ -156,33 +140,6 @@ def test_a_worker_that_is_starting_ends_when_its_parent_is_killed(tmp_path: Path
         process.wait()
     process.stderr.close()
     assert left_after_a_while(workers) == []
-
-
-def left_after_a_while(pids: Sequence[int]) -> list[int]:
-    """Return which processes are still there once all are gone, or after 20 seconds."""
-    deadline = time.monotonic() + 20
-    while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
-def children(parent: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(path.parent.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
