@@ -73,6 +73,11 @@ class Replica:
         return self.capacity + self.capacity // 2 - len(self.asked)
 
     @property
+    def load(self) -> float:
+        """Prompts that it has, by how many it runs at once: two kinds of card may run unlike numbers."""
+        return len(self.asked) / self.capacity
+
+    @property
     def chunk(self) -> int:
         """Prompts that it is sent at a time while it is busy."""
         return max(1, min(CHUNK, self.capacity // 8))

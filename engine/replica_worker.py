@@ -26,6 +26,9 @@ from engine.errors import PotstillError
 from engine.rows import Completion, Prompt
 from engine.signals import release_interrupts
 
+IDLE_S = 0.01
+"""Wait before a teacher without a prompt is looked at again: a hundred looks a second cost a hundredth of a core."""
+
 
 class Add(msgspec.Struct, tag=True):
     """To a replica: ask these."""
@@ -150,7 +153,7 @@ async def _answer(pipe: Connection, backend: Backend) -> None:
         if completions:
             _say(pipe, Answers(completions))
         else:
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(IDLE_S)
 
 
 def _say(pipe: Connection, message: Ready | Answers | Died) -> None:

@@ -156,14 +156,14 @@ class ReplicaBackend:
             self._mps = None
 
     def _feed(self) -> None:
-        """Send waiting prompts, in chunks of one template, to the replica with the most room.
+        """Send waiting prompts, in chunks of one template, to the replica that has the fewest for its size.
 
         One that could run more at once gets its even share at once; a busy one waits until a chunk finds room.
         """
         batches: dict[int, list[Prompt]] = {}
         up = [replica for replica in self._replicas if replica.up]
         while self._waiting and up:
-            replica = max(up, key=lambda one: one.room)
+            replica = min(up, key=lambda one: one.load)
             size = replica.chunk
             if len(replica.asked) < replica.capacity:
                 size = min(size, -(-len(self._waiting) // len(up)))

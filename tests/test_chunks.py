@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 from hypothesis import given
@@ -96,3 +97,21 @@ async def test_few_prompts_are_shared_out_evenly() -> None:
         assert isinstance(backend, ReplicaBackend)
         await backend.add([prompt(i, "a") for i in range(16)])
         assert [len(replica.asked) for replica in backend._replicas] == [4, 4, 4, 4]
+
+
+async def test_a_smaller_replica_gets_its_share() -> None:
+    teacher = Teacher(backend="echo", replicas=2, echo=Echo(tokens_per_s=1, max_num_seqs=100))
+    async with make_backend(teacher, Sampling()) as backend:
+        assert isinstance(backend, ReplicaBackend)
+        backend._replicas[1].capacity = 10
+        await backend.add([prompt(i, "a") for i in range(88)])
+        assert [len(replica.asked) for replica in backend._replicas] == [80, 8]
+
+
+def test_ten_thousand_templates_take_no_longer_than_one() -> None:
+    waiting = Waiting()
+    for index in range(20_000):
+        waiting.add(prompt(index, str(index % 10_000)))
+    start = time.monotonic()
+    assert sum(len(waiting.take(1)) for _ in range(20_000)) == 20_000
+    assert time.monotonic() - start < 2, "0.03 s on one core; looking at every template each time took 10"
