@@ -17,7 +17,7 @@ from engine.openai_wire import Request
 from engine.prompts import Source, open_source
 from engine.rows import Constraint, Prompt
 from engine.shards import read_lines, read_manifest
-from engine.steer import _question
+from engine.twins import _question
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 TEMPLATE = """
