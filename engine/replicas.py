@@ -118,7 +118,7 @@ class ReplicaBackend:
         """Start the replicas all at once: each is told how much memory it gets, so none measures what another takes."""
         loop = asyncio.get_running_loop()
         if self._teacher.mps:
-            self._mps = await asyncio.to_thread(mps_for, on_one_card(self._teacher))
+            await self._start_mps()
         part, shared = share(self._teacher), self._mps.environment if self._mps is not None else {}
         for number in range(self._teacher.replica_count):
             told = environment(number, self._teacher) | shared
@@ -144,6 +144,17 @@ class ReplicaBackend:
                 raise _error(replica.number, message)
         self.capacity = sum(replica.capacity for replica in self._replicas)
         self._described = self._replicas[0].described
+
+    async def _start_mps(self) -> None:
+        self._mps = mps_for(on_one_card(self._teacher))
+        if self._mps is None:
+            return
+        try:
+            await asyncio.to_thread(self._mps.check)
+        except asyncio.CancelledError:  # nobody waits for a service that nobody will use
+            self._mps.leave()
+            self._mps = None
+            raise
 
     async def _stop(self) -> None:
         for task in self._restarting:

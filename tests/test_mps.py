@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -124,9 +125,19 @@ from engine import mps
 mps.PROBE = ""
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 {early}
-mps.Mps()
+mps.Mps().check()
 die()
 """
+
+
+def started() -> mps.Mps:
+    daemon = mps.Mps()
+    try:
+        daemon.check()
+    except EngineError:
+        daemon.stop()
+        raise
+    return daemon
 
 
 @pytest.mark.parametrize(
@@ -149,14 +160,14 @@ def test_a_daemon_that_comes_too_late_is_ended(log: Path, tmp_path: Path, monkey
     monkeypatch.setattr(mps, "START_S", 0.1)
     install(tmp_path, '[ -n "$told" ] || sleep 1')
     with pytest.raises(EngineError, match=r"-d failed \(it said nothing\)"):
-        mps.Mps()
+        started()
     assert [line[1] for line in told(log)] == ["", "quit -t 10"]
     assert not is_there(told(log)[0][2])
 
 
 def test_what_it_says_is_not_taken_for_the_answer(log: Path, tmp_path: Path) -> None:
     install(tmp_path, "echo ready")
-    daemon = mps.Mps()
+    daemon = started()
     daemon.stop()
     assert [line[1] for line in told(log)] == ["", "quit -t 10"]
     assert not is_there(told(log)[0][2])
@@ -172,11 +183,11 @@ def test_a_control_program_that_hangs_is_ended(
     held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
     install(tmp_path, f'[ {works} "$told" ] || exec sleep 60 >{tmp_path}/held')
     if works == "-z":
-        mps.Mps().stop()
+        started().stop()
         assert told(log)[1][1] == "quit -t 10"
     else:
         with pytest.raises(EngineError, match=r"-d failed \(it said nothing\)"):
-            mps.Mps()
+            started()
     assert "did not end in 1 s" in capsys.readouterr().err
     assert not is_there(told(log)[0][2])
     assert wait([held], 20), "the program holds it open to its end"
@@ -188,12 +199,12 @@ def test_what_fails_is_one_sentence_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(mps, "PROBE", "import sys; sys.exit('CUDA error 805')")
     with pytest.raises(EngineError, match=r"does not start under .* \(CUDA error 805\); set teacher.mps = false"):
-        mps.Mps()
+        started()
     assert told(log)[1][1] == "quit -t 10"
     assert not Path(told(log)[0][2]).exists()
     install(tmp_path, "echo 'a daemon runs already' >&2; exit 1")
     with pytest.raises(EngineError, match=r"-d failed \(a daemon runs already\)"):
-        mps.Mps()
+        started()
     assert not Path(told(log)[2][2]).exists()
     assert len(told(log)) == 3, "where none started none is ended"
 
@@ -215,3 +226,17 @@ def test_a_student_is_asked_alone(tmp_path: Path) -> None:
     config = Config(teacher=TEACHER)
     asked = Student(tmp_path, cast(Done, None), config, "folder", None, tmp_path).asked_as("model")
     assert (asked.backend, asked.model, asked.replicas, asked.mps) == ("vllm", "model", 1, False)
+
+
+async def test_nobody_waits_for_it_who_does_not_want_it_any_more(log: Path, tmp_path: Path) -> None:
+    install(tmp_path, '[ -n "$told" ] || sleep 3')
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await make_backend(TEACHER, Sampling()).__aenter__()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert time.monotonic() - start < 2, "asyncio.run waits for its threads"
+    until(lambda: is_there(log) and len(told(log)) == 2)
+    [[_, _, folder, _], [_, quit, _, _]] = told(log)
+    assert quit == "quit -t 10", "it started all the same, and was ended"
+    until(lambda: not is_there(folder))
