@@ -11,6 +11,7 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import msgspec
 
 from bench.contender import CONTENDERS, serve
 from bench.machine import machine
+from bench.shapes import SHAPES, write_form
 from engine.command import path_of, whole
 from engine.config import load
 from engine.errors import PotstillError
@@ -39,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=path_of, required=True, help="configuration with the teacher and the templates"
     )
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="ask random weights of this shape instead: speed, and answers that say nothing"
+    )
     parser.add_argument("--rows", type=whole(1), default=4000, help="prompts a round (default: 4000)")
     parser.add_argument("--rounds", type=whole(1), default=3, help="timed rounds of each contender (default: 3)")
     parser.add_argument(
@@ -65,7 +70,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.contender:
         serve(args)
         return {"contender": args.contender}
-    load(args.config, args.overrides)
+    with tempfile.TemporaryDirectory(prefix="potstill-bench-") as folder:
+        said = {"shape": args.shape, "settings": list(args.overrides)}
+        if args.shape:
+            write_form(Path(folder), args.shape)
+            args.overrides += [f"teacher.model={folder}", "teacher.engine_args.load_format=dummy"]
+        load(args.config, args.overrides)
+        return _measure(args, said)
+
+
+def _measure(args: argparse.Namespace, said: dict[str, Any]) -> dict[str, Any]:
     names = args.contenders
     unknown = [name for name in names if name.partition("@")[0] not in CONTENDERS]
     if unknown:
@@ -82,7 +96,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             one.pop("kept_rows", None)
     for name, result in table.items():
         note(f"{name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
-    facts = {"machine": machine(PACKAGES), "card": _card(), "rows": args.rows, "settings": args.overrides}
+    facts = {"machine": machine(PACKAGES), "card": _card(), "rows": args.rows, **said}
     return {"bench": "engine", **facts, "results": table, "rounds": rounds}
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from bench.flops import flops_per_token, peak_tflops
 from bench.machine import machine
+from bench.shapes import PACKAGED, SHAPES, model_of
 from bench.train_contender import CONTENDERS, Job
 from bench.train_processes import run_all
 from bench.train_report import table, write_report
 from bench.train_rows import TEMPLATE_KWARGS, Rows, load_rows, write_run
-from bench.train_shapes import PACKAGED, SHAPES, model_of
 from engine.command import path_of, whole
 from engine.config import Config, Train, dump, from_mapping, load
 from engine.errors import PotstillError

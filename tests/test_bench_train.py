@@ -91,22 +91,27 @@ def test_rows_of_a_run_and_of_a_file(tmp_path: Path, chat: Chat) -> None:
 def test_random_shapes_have_the_size_they_say(tmp_path: Path, chat: Chat) -> None:
     from transformers import AutoModelForCausalLM
 
-    from bench.train_shapes import SHAPES, shape_config, write_random
+    from bench.shapes import SHAPES, shape_config, write_form, write_random
     from engine.config import Train
     from trainer.memory import estimate
 
-    for shape, low, high in (("0.5b", 0.39e9, 0.41e9), ("1.7b", 1.70e9, 1.72e9)):
+    for shape, low, high in (("0.5b", 0.39e9, 0.41e9), ("1.7b", 1.70e9, 1.72e9), ("4b", 3.7e9, 3.8e9)):
         config = shape_config(SHAPES[shape] or {}, chat.tokenizer)
         assert low < estimate(config, Train(), tuning="lora", dtype="bfloat16", tokens=1).parameters < high
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     write_random(tmp_path / "model", smollm2(), {**(SHAPES["0.5b"] or {}), **small})
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.model_type == "qwen2"
     assert load_chat(str(tmp_path / "model"), {}).stop_ids == chat.stop_ids
+    write_form(tmp_path / "form", "4b")
+    form = json.loads((tmp_path / "form" / "config.json").read_text())
+    assert (form["architectures"], form["num_hidden_layers"], form["dtype"]) == (["Qwen3ForCausalLM"], 36, "bfloat16")
+    assert load_chat(str(tmp_path / "form"), {}).stop_ids == chat.stop_ids
+    assert not list((tmp_path / "form").glob("*.safetensors"))
 
 
 @pytest.mark.model
 def test_a_random_shape_stops_where_its_tokenizers_model_does(tmp_path: Path, chat: Chat) -> None:
-    from bench.train_shapes import write_random
+    from bench.shapes import write_random
 
     source = tmp_path / "source"
     chat.tokenizer.save_pretrained(source)

@@ -1,7 +1,7 @@
-"""Models to train in a bench: the packaged one, and larger shapes with random weights, to see what size changes.
+"""Models for a bench: the packaged one, and larger shapes with random weights, to see what size changes.
 
 What a step costs depends on shapes and not on values, so random weights measure speed as well as trained ones do; what
-they learn says little. All have the packaged model's tokenizer, so all are trained on the same ids.
+they learn, or write, says little. All have the packaged model's tokenizer, so all are given the same ids.
 """
 
 from __future__ import annotations
@@ -36,9 +36,19 @@ SHAPES: dict[str, dict[str, Any] | None] = {
         "num_key_value_heads": 32,
         "rms_norm_eps": 1e-5,
     },
+    "4b": {
+        "kind": "Qwen3",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+    },
 }
-"""The packaged SmolLM2-135M-Instruct, and the published shapes of Qwen2.5-0.5B and SmolLM2-1.7B with the packaged
-model's vocabulary of 49,152 tokens (so the 0.5b has 0.40 B parameters)."""
+"""The packaged SmolLM2-135M-Instruct, and the published shapes of Qwen2.5-0.5B, SmolLM2-1.7B and Qwen3-4B with the
+packaged model's vocabulary of 49,152 tokens (so the 0.5b has 0.40 B parameters, and the 4b 3.76 B)."""
 
 
 def model_of(shape: str, folder: Path) -> str:
@@ -54,6 +64,24 @@ def model_of(shape: str, folder: Path) -> str:
         return packaged
     write_random(folder, packaged, settings)
     return str(folder)
+
+
+def write_form(folder: Path, shape: str) -> None:
+    """Write the configuration and the tokenizer of a shape, for an engine that draws its weights itself."""
+    import transformers
+
+    tokenizer_of = resolve_model(PACKAGED, key="--shape")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_of)
+    settings = SHAPES[shape]
+    if settings is None:
+        config = transformers.AutoConfig.from_pretrained(tokenizer_of)
+    else:
+        config = shape_config(settings, tokenizer)
+        config.architectures = [f"{settings['kind']}ForCausalLM"]
+    config.dtype = "bfloat16"
+    config.save_pretrained(folder)
+    transformers.GenerationConfig.from_pretrained(tokenizer_of).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def shape_config(settings: dict[str, Any], tokenizer: Any) -> Any:
