@@ -71,6 +71,23 @@ async def test_log_probabilities_and_forms(teacher: Teacher) -> None:
         assert (values[tokens * 5 :] <= top[:, 0] + 1e-3).all()
 
 
+async def test_a_killed_replica_is_started_again_beside_the_other(teacher: Teacher) -> None:
+    """What it held of the card is free by then, with the engine process below it."""
+    backend = make_backend(msgspec.structs.replace(teacher, replicas=2), SAMPLING)
+    assert isinstance(backend, ReplicaBackend)
+    async with backend:
+        pid = backend._replicas[1]._process.pid
+        assert pid is not None
+        await backend.add(prompts(200))
+        os.kill(pid, signal.SIGKILL)
+        answered: list[str] = []
+        while len(answered) < 200 or not backend._replicas[1].up:
+            answered += [answer.id for answer in await backend.completions()]
+        assert len(set(answered)) == 200
+        assert backend._replicas[1]._process.pid != pid
+        assert [answer.error for answer in await answer_all(backend, prompts(200))] == [""] * 200
+
+
 async def test_replicas_under_a_service_of_their_own_and_again_after_one_was_killed(teacher: Teacher) -> None:
     if shutil.which(mps.CONTROL) is None:
         pytest.skip(f"needs {mps.CONTROL}")
