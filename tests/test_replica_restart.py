@@ -207,6 +207,21 @@ async def test_a_start_that_failed_is_tried_again(tmp_path: Path, capsys: pytest
     assert "left out" not in capsys.readouterr().err
 
 
+async def test_one_that_comes_up_and_never_answers_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    async with ReplicaBackend(STUCK, Sampling()) as backend:
+        for _ in range(1 + replicas.STARTS):
+            await take_in_until(backend, lambda: backend._replicas[1].up)
+            kill(backend, 1)
+            await take_in_until(backend, lambda: not backend._replicas[1].up)
+        await take_in_until(backend, lambda: bool(backend._left_out))
+        assert (backend.capacity, backend.describe()["replicas"]) == (8, "2")
+    said = capsys.readouterr().err
+    assert said.count("it is started again while") == replicas.STARTS
+    assert (
+        said.count("it is left out while") == said.count("replica 1 is left out, since 3 starts brought no answer") == 1
+    )
+
+
 async def test_aborting_what_is_asked_again() -> None:
     async with ReplicaBackend(STUCK, Sampling()) as backend:
         await backend.add(prompts(40))
