@@ -20,7 +20,7 @@ from engine import replicas
 from engine.backend import answer_all, make_backend
 from engine.config import Echo, Sampling, Teacher
 from engine.errors import EngineError
-from engine.replica import Replica
+from engine.replica import Message, Replica
 from engine.replica_worker import Died
 from engine.replicas import ReplicaBackend
 from engine.rows import Completion, Prompt
@@ -220,6 +220,20 @@ async def test_one_that_comes_up_and_never_answers_is_left_out(capsys: pytest.Ca
     assert (
         said.count("it is left out while") == said.count("replica 1 is left out, since 3 starts brought no answer") == 1
     )
+
+
+async def test_one_that_was_given_up_is_not_heard() -> None:
+    inbox: asyncio.Queue[tuple[Replica, Message]] = asyncio.Queue()
+    replica, other = Replica(0, BUSY, Sampling()), Replica(1, BUSY, Sampling())
+    for one in (replica, other):
+        one.start()
+    replica.listen(inbox).cancel()
+    await other.listen(inbox)
+    for one in (replica, other):
+        await asyncio.to_thread(one.stop)
+    await until(lambda: inbox.qsize() == 2)
+    assert [inbox.get_nowait()[0].number for _ in range(2)] == [1, 1], "Ready and Died of the other"
+    assert not replica.up
 
 
 async def test_aborting_what_is_asked_again() -> None:
