@@ -64,7 +64,8 @@ async def generate_with(
     Raises: any PotstillError. A teacher that was handed in and dies is not started again.
     """
     check_teacher(settings.teacher, settings.sampling)
-    source, goal = source_of(settings), Goal(settings.output)
+    source = source_of(settings)
+    goal = Goal(settings.output, source.left)
     check(settings, source.names)
     with open_run(folder, settings, source, resume=resume) as run:
         if run.manifest.finished and not run.goes_on(goal, source):
@@ -112,7 +113,6 @@ class _Generation:
             disjoint=source.disjoint,
             plain=source.plain,
             goal=goal,
-            left=source.left,
             kept=run.tally.kept,
             candidates=run.tally.candidates,
         )

@@ -6,7 +6,7 @@ Knows counts; nothing of prompts, teachers or disk.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import ceil, sqrt
 from typing import Literal
 
@@ -27,16 +27,18 @@ Ending = Literal["accepted", "quotas", "candidates", "prompts"]
 class Goal:
     """What a run is to reach, and what it may spend."""
 
-    def __init__(self, output: configuration.Output) -> None:
+    def __init__(self, output: configuration.Output, left: Callable[[int], Collection[str]] | None = None) -> None:
+        """`left` returns the templates that may have a prompt after one that was offered, by its index."""
         self.accepted = output.accepted
         self.quotas = output.quotas
+        self._left = left
         wanted = output.accepted or sum(output.quotas.values())
         default = CANDIDATES_PER_ROW * wanted + CANDIDATES_AT_LEAST if wanted else None
         self.candidates = output.candidates or default
 
-    def barren(self, rules: Filter, left: Collection[str]) -> bool:
-        """Say whether no prompt of these templates can become a row: each has all the rows that are wanted of it."""
-        return bool(self.quotas) and all(rules.quota(name) is not None for name in left)
+    def barren(self, rules: Filter, index: int) -> bool:
+        """Say whether no prompt after this one can become a row: all that is wanted of its template is kept."""
+        return self._left is not None and all(rules.quota(name) is not None for name in self._left(index))
 
     def ending(self, rules: Filter, *, kept: int, candidates: int) -> Ending | None:
         """Return why a run with these counts is over, or None."""

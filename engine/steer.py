@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -53,14 +53,10 @@ class Steering:
         disjoint: bool,
         plain: bool,
         goal: Goal | None = None,
-        left: Callable[[int], Collection[str]] | None = None,
         kept: int = 0,
         candidates: int = 0,
     ) -> None:
-        """Steer by these rules; `disjoint`: no two templates make the same text; `plain`: no prompt has an input.
-
-        `left` returns the templates that may have a prompt after one that was offered, by its index.
-        """
+        """Steer by these rules; `disjoint`: no two templates make the same text; `plain`: no prompt has an input."""
         self.filter = rules
         self.kept = self._kept_before = kept
         self._answered = 0
@@ -72,7 +68,6 @@ class Steering:
         self.uncommitted_bytes = 0
         """About as much memory as uncommitted prompts and their answers take."""
         self._goal = goal
-        self._left = left
         self._barren = False
         sound = Sound(rules, disjoint=disjoint, plain=plain)
         self._refuse = sound.refuse
@@ -231,9 +226,9 @@ class Steering:
         committed = self._end(entry)
         counts = committed.verdict.rule != QUOTA
         self.candidates += counts
-        if not counts and self._goal is not None and self._left is not None:
+        if not counts and self._goal is not None:
             # Such prompts use up no budget, and would go on for ever.
-            self._barren = self._goal.barren(self.filter, self._left(entry.prompt.index))
+            self._barren = self._goal.barren(self.filter, entry.prompt.index)
         self._answered += committed.outcome != "skipped"
         if committed.outcome == "kept":
             self.kept += 1
