@@ -6,7 +6,7 @@ Knows counts; nothing of prompts, teachers or disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import ceil, sqrt
 from typing import Literal
 
@@ -27,7 +27,7 @@ Ending = Literal["accepted", "quotas", "candidates", "prompts"]
 class Goal:
     """What a run is to reach, and what it may spend."""
 
-    def __init__(self, output: configuration.Output, left: Callable[[int], Collection[str]] | None = None) -> None:
+    def __init__(self, output: configuration.Output, left: Callable[[int], Iterable[str]] | None = None) -> None:
         """`left` returns the templates that may have a prompt after one that was offered, by its index."""
         self.accepted = output.accepted
         self.quotas = output.quotas

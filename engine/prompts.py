@@ -9,7 +9,7 @@ teachers, filters or disk.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -75,7 +75,7 @@ class Source:
         """Yield the prompts from number `start` on."""
         raise NotImplementedError
 
-    def left(self, index: int) -> Collection[str]:
+    def left(self, index: int) -> Iterable[str]:
         """Return the templates that may have a prompt after this one, which `prompts` has reached."""
         return self.names
 
@@ -96,8 +96,8 @@ class TemplateSource(Source):
         self._ended: dict[str, int] = {}
         """Index of the prompt that was drawn in place of the first that a template no longer had."""
 
-    def left(self, index: int) -> Collection[str]:
-        return {name for name in self.names if self._ended.get(name, index + 1) > index}
+    def left(self, index: int) -> Iterable[str]:
+        return (name for name in self.names if self._ended.get(name, index + 1) > index)
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
         used: Counter[str] = Counter()
@@ -190,7 +190,7 @@ class SampledSource(Source):
         self._samples = samples
         self._run_seed = run_seed
 
-    def left(self, index: int) -> Collection[str]:
+    def left(self, index: int) -> Iterable[str]:
         return self._source.left(index // self._samples)
 
     def prompts(self, start: int = 0) -> Iterator[Prompt]:
