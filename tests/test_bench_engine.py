@@ -46,6 +46,7 @@ def test_a_contender_has_settings_of_its_own_and_an_unknown_one_is_named() -> No
     )
     assert code == 0, said
     assert found["results"][slow]["rows_per_s"] < found["results"]["potstill"]["rows_per_s"]
+    assert "potstill: round 1 of 1, " in said, "so that a bench which is cut off says what it found"
     code, _, said = bench("engine", "--config", config, "--contenders", "chat", "chatter")
     assert code == 1
     assert "no chatter" in said
