@@ -115,8 +115,8 @@ def _together(names: Sequence[str], args: argparse.Namespace) -> dict[str, list[
                 with _GpuUse() as gpu:
                     result = child.ask(number)
                 rounds[child.name].append(result | gpu.found())
-                rate = result["rows"] / result["seconds"]
-                note(f"{child.name}: round {number + 1} of {args.rounds}, {result['seconds']:.2f} s, {rate:,.1f} rows/s")
+                seconds, rate = result["seconds"], result["rows"] / result["seconds"]
+                note(f"{child.name}: round {number + 1} of {args.rounds}, {seconds:.2f} s, {rate:,.1f} rows/s")
         return rounds
     finally:
         for child in children:

@@ -93,7 +93,8 @@ async def left_after_ten_seconds(
 async def test_time_left(
     tmp_path: Path, output: Output, rows: dict[str, int], more: dict[str, Any], left_s: float | None
 ) -> None:
-    assert await left_after_ten_seconds(tmp_path, output, rows, **more) == left_s
+    found = await left_after_ten_seconds(tmp_path, output, rows, **more)
+    assert found == (left_s if left_s is None else pytest.approx(left_s, rel=0.02))
 
 
 class Stopping(EchoBackend):

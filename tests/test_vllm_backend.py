@@ -130,7 +130,9 @@ async def test_the_packaged_teacher_answers(teacher_folder: Path) -> None:
     assert {"vllm", "torch", "transformers", "device", "dtype", "runner"} <= facts.keys()
 
 
-async def test_an_adapter_changes_the_answers_and_brings_its_template(tiny_teacher: Teacher, tmp_path: Path) -> None:
+async def test_an_adapter_changes_the_answers_and_brings_its_template(
+    vllm_teacher: Backend, tiny_teacher: Teacher, tmp_path: Path
+) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -143,13 +145,11 @@ async def test_an_adapter_changes_the_answers_and_brings_its_template(tiny_teach
     model.save_pretrained(tmp_path)
     template = "{% for turn in messages %}<<{{ turn.content }}>>{% endfor %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    question = ask("Say something.")
-    greedy = Sampling(temperature=0, max_tokens=8)
+    question = ask("Say something.", max_tokens=8)
+    base_facts, base = vllm_teacher.describe(), await one(vllm_teacher, question)
     teacher = msgspec.structs.replace(tiny_teacher, adapter=str(tmp_path))
-    async with make_backend(teacher, greedy) as backend:
+    async with make_backend(teacher, SAMPLING) as backend:
         facts, answer = backend.describe(), await one(backend, question)
-    async with make_backend(tiny_teacher, greedy) as backend:
-        base_facts, base = backend.describe(), await one(backend, question)
     assert answer.text != base.text
     assert 0 < answer.prompt_tokens < base.prompt_tokens
     assert len(facts["adapter_hash"]) == 32
