@@ -19,6 +19,7 @@ from engine.errors import EngineError
 from engine.replica_count import resolve, this_machine
 from engine.replicas import ReplicaBackend
 from engine.rows import Constraint, Prompt, row_seed
+from engine.vllm_settings import eager
 
 pytestmark = [pytest.mark.gpu, pytest.mark.model]
 
@@ -34,6 +35,12 @@ def teacher(teacher_folder: Path) -> Teacher:
     # With a cache of a given size vLLM measures nothing, so other work on the card does not matter.
     cache = {"kv_cache_memory_bytes": 4 * 2**30}
     return Teacher(model=str(teacher_folder), max_model_len=1024, gpu_memory_utilization=0.4, engine_args=cache)
+
+
+@pytest.fixture(scope="module")
+def quick(teacher: Teacher) -> Teacher:
+    """Without compilation and CUDA graphs, which take a minute or more of a start."""
+    return eager(teacher)
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -56,9 +63,9 @@ async def test_batch_invariant_answers_do_not_depend_on_company(teacher: Teacher
             assert await answer_all(backend, [asked[number]]) == [together[number]]
 
 
-async def test_log_probabilities_and_forms(teacher: Teacher) -> None:
+async def test_log_probabilities_and_forms(quick: Teacher) -> None:
     asked = [msgspec.structs.replace(prompts(1)[0], id="held", constraint=Constraint(choice=("left", "right")))]
-    async with make_backend(teacher, msgspec.structs.replace(SAMPLING, logprobs=5)) as backend:
+    async with make_backend(quick, msgspec.structs.replace(SAMPLING, logprobs=5)) as backend:
         held, *answers = await answer_all(backend, asked + prompts(50))
     assert (held.error, held.text in ("left", "right")) == ("", True)
     for answer in answers:
@@ -71,9 +78,9 @@ async def test_log_probabilities_and_forms(teacher: Teacher) -> None:
         assert (values[tokens * 5 :] <= top[:, 0] + 1e-3).all()
 
 
-async def test_a_killed_replica_is_started_again_beside_the_other(teacher: Teacher) -> None:
+async def test_a_killed_replica_is_started_again_beside_the_other(quick: Teacher) -> None:
     """What it held of the card is free by then, with the engine process below it."""
-    backend = make_backend(msgspec.structs.replace(teacher, replicas=2), SAMPLING)
+    backend = make_backend(msgspec.structs.replace(quick, replicas=2), SAMPLING)
     assert isinstance(backend, ReplicaBackend)
     async with backend:
         pid = backend._replicas[1]._process.pid
@@ -88,10 +95,10 @@ async def test_a_killed_replica_is_started_again_beside_the_other(teacher: Teach
         assert [answer.error for answer in await answer_all(backend, prompts(200))] == [""] * 200
 
 
-async def test_replicas_under_a_service_of_their_own_and_again_after_one_was_killed(teacher: Teacher) -> None:
+async def test_replicas_under_a_service_of_their_own_and_again_after_one_was_killed(quick: Teacher) -> None:
     if shutil.which(mps.CONTROL) is None:
         pytest.skip(f"needs {mps.CONTROL}")
-    shared = msgspec.structs.replace(teacher, replicas=2, mps=True)
+    shared = msgspec.structs.replace(quick, replicas=2, mps=True)
     for kill in (True, False):
         backend = make_backend(shared, SAMPLING)
         assert isinstance(backend, ReplicaBackend)
