@@ -30,8 +30,10 @@ Watch = Callable[[str], Verdict | None]
 class Backend(Protocol):
     """A teacher. Entered with `async with`; all calls come from one event loop."""
 
-    capacity: int
-    """Prompts in flight that keep it busy; more only wait inside it."""
+    @property
+    def capacity(self) -> int:
+        """Prompts in flight that keep it busy; more only wait inside it."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 
@@ -195,6 +197,8 @@ def check_teacher(teacher: Teacher, sampling: Sampling) -> None:
         raise ConfigError("sampling.samples: at temperature 0 all samples are the same; raise sampling.temperature")
     if sampling.consensus != "none" and sampling.samples < 2:
         raise ConfigError("sampling.consensus needs samples to vote; set sampling.samples = 8, for example")
+    if sampling.consensus_early and sampling.consensus == "none":
+        raise ConfigError("sampling.consensus_early: there is no vote; set sampling.consensus = majority")
     try:
         re.compile(sampling.consensus_pattern)
     except re.error as error:
@@ -222,7 +226,7 @@ def make_backend(teacher: Teacher, sampling: Sampling, *, watch: Watch | None = 
     if sampling.consensus != "none":
         from engine.consensus import ConsensusBackend
 
-        one = msgspec.structs.replace(sampling, samples=1, consensus="none")
+        one = msgspec.structs.replace(sampling, samples=1, consensus="none", consensus_early=False)
         return ConsensusBackend(make_backend(teacher, one), sampling)
     if teacher.reasoning_end:
         from engine.reasoning import AnswerWatch, ReasoningBackend

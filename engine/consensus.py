@@ -2,15 +2,19 @@
 
 Self-consistency: what counts as the answer is the whole text, or what a pattern finds in it (the number after a chain
 of reasoning). Promises that the row is a function of the samples alone, whatever order they come in: the largest group
-wins, of equal ones that with the lower sample number, and its first sample is the text. Samples are never ended early,
-since one that the filter would reject still has a vote. Source: Wang et al., arXiv 2203.11171.
+wins, of equal ones that with the lower sample number, and its first sample is the text. A sample is not ended early for
+what it says, since one that the filter would reject still has a vote. Source: Wang et al., arXiv 2203.11171.
+
+With `consensus_early` no more samples are asked than the vote takes. They are counted in the order of their numbers, so
+the text, and whether there is one, are those of all the samples.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -27,16 +31,19 @@ class ConsensusBackend:
     """A Backend that asks another one each prompt several times."""
 
     def __init__(self, inner: Backend, sampling: Sampling) -> None:
-        self.capacity = 0
         self._inner = inner
         self._run_seed = sampling.seed
-        self._samples = sampling.samples
         self._vote = Vote(sampling)
-        self._open: dict[str, list[Completion | None]] = {}
+        self._open: dict[str, _Poll] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Prompts that keep the other one busy: with some samples in, a prompt has half of its first ones open."""
+        first = self._vote.missing({}, 0)
+        return max(1, -(-self._inner.capacity // ((first + 1) // 2 if self._vote.early else first)))
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
-        self.capacity = max(1, -(-self._inner.capacity // self._samples))
         return self
 
     async def __aexit__(
@@ -48,44 +55,121 @@ class ConsensusBackend:
         return self._inner.describe()
 
     async def add(self, prompts: Sequence[Prompt]) -> None:
+        asked: list[Prompt] = []
         for prompt in prompts:
-            self._open[prompt.id] = [None] * self._samples
-        await self._inner.add([self._sample(prompt, number) for prompt in prompts for number in range(self._samples)])
+            poll = self._open[prompt.id] = _Poll(prompt)
+            asked += self._ask(poll)
+        await self._inner.add(asked)
 
     async def abort(self, ids: Sequence[str]) -> None:
-        known = [prompt_id for prompt_id in ids if self._open.pop(prompt_id, None) is not None]
-        await self._inner.abort([f"{prompt_id}#{number}" for prompt_id in known for number in range(self._samples)])
+        polls = [poll for prompt_id in ids if (poll := self._open.pop(prompt_id, None)) is not None]
+        await self._end(polls)
 
     async def completions(self) -> list[Completion]:
-        done = []
+        done: list[Completion] = []
+        ended: list[_Poll] = []
+        asked: list[Prompt] = []
         for completion in await self._inner.completions():
             prompt_id, _, number = completion.id.rpartition("#")
-            samples = self._open.get(prompt_id)
-            if samples is None:
+            poll = self._open.get(prompt_id)
+            if poll is None:
                 continue
-            samples[int(number)] = completion
-            if None not in samples:
+            poll.samples[int(number)] = completion
+            if self._is_decided(poll):
                 del self._open[prompt_id]
-                done.append(self._vote.decide(prompt_id, [one for one in samples if one is not None]))
+                ended.append(poll)
+                done.append(self._vote.decide(prompt_id, [poll.samples[place] for place in range(poll.counted)]))
+            else:
+                asked += self._ask(poll)
+        await self._end(ended)
+        if asked:
+            await self._inner.add(asked)
         return done
+
+    def _is_decided(self, poll: _Poll) -> bool:
+        """Count the samples that have come, in their order, until the vote is decided."""
+        while (sample := poll.samples.get(poll.counted)) is not None:
+            poll.counted += 1
+            self._vote.count(poll.votes, sample)
+            if self._vote.is_decided(poll.votes, poll.counted):
+                return True
+        return False
+
+    def _ask(self, poll: _Poll) -> list[Prompt]:
+        """Return the samples that the vote may take beside those that are open: all of them, or as few as can do."""
+        first, poll.asked = poll.asked, max(poll.asked, poll.counted + self._vote.missing(poll.votes, poll.counted))
+        return [self._sample(poll.prompt, number) for number in range(first, poll.asked)]
+
+    async def _end(self, polls: Sequence[_Poll]) -> None:
+        """End the samples that nobody waits for any more."""
+        left = [(poll, number) for poll in polls for number in range(poll.asked) if number not in poll.samples]
+        if ids := [f"{poll.prompt.id}#{number}" for poll, number in left]:
+            await self._inner.abort(ids)
 
     def _sample(self, prompt: Prompt, number: int) -> Prompt:
         seed = row_seed(self._run_seed, prompt.id, number)
         return msgspec.structs.replace(prompt, id=f"{prompt.id}#{number}", seed=seed)
 
 
+class _Poll:
+    """The samples of one prompt: so many are asked, some have come, and of these the first ones are counted."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self.asked = 0
+        self.samples: dict[int, Completion] = {}
+        self.counted = 0
+        self.votes: dict[str, int] = {}
+
+
 class Vote:
     """Decides between the samples of one prompt."""
 
     def __init__(self, sampling: Sampling) -> None:
+        self.early = sampling.consensus_early
         self._pattern = re.compile(sampling.consensus_pattern) if sampling.consensus_pattern else None
         self._share = sampling.consensus_share
+        self._samples = sampling.samples
+
+    def count(self, votes: dict[str, int], sample: Completion) -> None:
+        """Count a sample; `votes` stay in the order of their first samples."""
+        ballot = self.ballot(sample)
+        if ballot is not None:
+            votes[ballot] = votes.get(ballot, 0) + 1
+
+    def is_decided(self, votes: Mapping[str, int], counted: int) -> bool:
+        """Say whether all are counted or, with `early`, those that are not could change neither winner nor failure."""
+        left = self._samples - counted
+        if not left or not self.early:
+            return not left
+        most = max(votes.values(), default=0)
+        if self._is_too_few(most + left):
+            return True
+        if not most or self._is_too_few(most):
+            return False
+        numbers = list(votes.values())
+        leader = numbers.index(most)
+        # Of equal groups the one that came first wins, so a later one must get past the leader.
+        rivals = (number + (place < leader) for place, number in enumerate(numbers) if place != leader)
+        return max(rivals, default=0) + left <= most
+
+    def missing(self, votes: Mapping[str, int], counted: int) -> int:
+        """Return how many more samples the vote takes at least: all that are left, or as few as can decide it."""
+        left = self._samples - counted
+        if not self.early:
+            return left
+        leader = max(votes, key=lambda ballot: votes[ballot], default="")
+
+        def would_do(more: int) -> bool:
+            return self.is_decided({**votes, leader: votes.get(leader, 0) + more}, counted + more)
+
+        return 1 + bisect_left(range(1, left), True, key=would_do)
 
     def decide(self, prompt_id: str, samples: Sequence[Completion]) -> Completion:
         """Return the completion of a prompt: the winner's text with the votes, or an error where nobody wins."""
         groups: dict[str, list[Completion]] = {}
         for sample in samples:
-            ballot = None if sample.error else self.ballot(sample.text)
+            ballot = self.ballot(sample)
             if ballot is not None:
                 groups.setdefault(ballot, []).append(sample)
         winners = max(groups.values(), key=len, default=[])  # of equal ones max takes the first
@@ -99,8 +183,11 @@ class Vote:
             sampled_tokens=sum(sample.sampled_tokens or sample.output_tokens for sample in samples),
         )
 
-    def ballot(self, text: str) -> str | None:
-        """Return what a text votes for, without differences of case, space and Unicode form; None for no vote."""
+    def ballot(self, sample: Completion) -> str | None:
+        """Return what a sample votes for, without differences of case, space and Unicode form; None for no vote."""
+        if sample.error:
+            return None
+        text = sample.text
         if self._pattern is not None:
             matches = list(self._pattern.finditer(text))
             found = matches[-1].group(1 if self._pattern.groups else 0) if matches else None
@@ -109,11 +196,17 @@ class Vote:
             text = found
         return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
+    def _is_too_few(self, votes: int) -> bool:
+        return votes / self._samples < self._share  # 0.56 * 25 is more than 14
+
     def _objection(self, samples: Sequence[Completion], votes: int) -> str:
         if all(sample.error for sample in samples):
             return samples[0].error
         if not votes:
             return f"none of {len(samples)} samples matches sampling.consensus_pattern"
-        if votes / len(samples) < self._share:  # 0.56 * 25 is more than 14
-            return f"{votes} of {len(samples)} samples agree, fewer than sampling.consensus_share = {self._share:g}"
+        if self._is_too_few(votes):
+            least = f"sampling.consensus_share = {self._share:g}"
+            if len(samples) < self._samples:
+                return f"{votes} of {len(samples)} samples agree, and all {self._samples} would be fewer than {least}"
+            return f"{votes} of {len(samples)} samples agree, fewer than {least}"
         return ""

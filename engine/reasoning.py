@@ -37,13 +37,15 @@ class ReasoningBackend:
     """A Backend that leaves the reasoning out of what another one answers."""
 
     def __init__(self, inner: Backend, end: str) -> None:
-        self.capacity = 0
         self._inner = inner
         self._end = end
 
+    @property
+    def capacity(self) -> int:
+        return self._inner.capacity
+
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
-        self.capacity = self._inner.capacity
         return self
 
     async def __aexit__(

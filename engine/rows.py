@@ -120,7 +120,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     aborted: bool = False
     """True where generation was ended early, so `output` is what had been written by then."""
     samples: int = 0
-    """With `sampling.consensus`: how many samples were taken, and how many of them gave this answer."""
+    """With `sampling.consensus`: how many samples were counted, and how many of them gave this answer."""
     votes: int = 0
     sampled_tokens: int = 0
     """Output tokens of all the samples, and of lost tries; `output_tokens` are those of the text that stands here."""

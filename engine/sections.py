@@ -151,6 +151,8 @@ class Sampling(Section, frozen=True):
     """What a sample votes for: the last match of this regular expression, its first group if it has one; else all."""
     consensus_share: Share = 0.0
     """A prompt fails where fewer of its samples agree."""
+    consensus_early: bool = False
+    """Ask no more samples than the vote takes: the same texts for fewer tokens; `votes` are those that decided it."""
     logprobs: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Log-probabilities of so many likeliest tokens at each place, beside the kept rows (`topk_kd`); 0 takes none."""
     end_loops: Loop | None = None

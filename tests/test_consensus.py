@@ -110,6 +110,86 @@ async def test_the_order_of_the_samples_does_not_matter(order: list[int]) -> Non
         assert found == await answer_all(backend, asked)
 
 
+class Scripted:
+    """A backend whose answers a test gives, by the number of the sample, in whatever order it likes."""
+
+    capacity = 64
+
+    def __init__(self, texts: Sequence[str], order: Sequence[float]) -> None:
+        self._texts = texts
+        self._order = order
+        self.asked: list[int] = []
+        self.open: set[int] = set()
+
+    async def add(self, prompts: Sequence[Prompt]) -> None:
+        numbers = [int(prompt.id.partition("#")[2]) for prompt in prompts]
+        self.asked += numbers
+        self.open |= set(numbers)
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        self.open -= {int(name.partition("#")[2]) for name in ids}
+
+    async def completions(self) -> list[Completion]:
+        number = min(self.open, key=lambda one: self._order[one])
+        self.open.remove(number)
+        error = "refused" if self._texts[number] == "error" else ""
+        return [completion(self._texts[number], number, error=error)]
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", "error", "none"]), min_size=2, max_size=9),
+    st.lists(st.floats(0, 1), min_size=9, max_size=9),
+    st.sampled_from([0.0, 0.3, 0.5, 0.75, 1.0]),
+)
+async def test_no_more_samples_are_asked_than_the_vote_takes(
+    texts: list[str], order: list[float], share: float
+) -> None:
+    sampling = Sampling(
+        samples=len(texts),
+        consensus="majority",
+        consensus_pattern="^[abc]$",
+        consensus_share=share,
+        consensus_early=True,
+    )
+    inner = Scripted(texts, order)
+    backend = ConsensusBackend(inner, sampling)  # type: ignore[arg-type]
+    await backend.add([Prompt(index=0, id="p", template="t", instruction="Say it")])
+    found: list[Completion] = []
+    while not found:
+        found = await backend.completions()
+    assert inner.open == set(), "nobody writes for a vote that is over"
+    whole = decide_all(texts, sampling)
+    assert bool(found[0].error) == bool(whole.error)
+    if not whole.error:
+        assert found[0].text == whole.text
+    counted = found[0].samples
+    assert inner.asked == list(range(len(inner.asked)))
+    assert counted <= len(inner.asked) <= len(texts)
+    # Whatever the others would have said, it comes out the same; and with one fewer, it might not have.
+    endings = itertools.product(["a", "b", "c", "d"], repeat=min(3, len(texts) - counted))
+    for ending in endings:
+        told = [*texts[:counted], *ending, *[ending[-1]] * (len(texts) - counted - len(ending))] if ending else texts
+        other = decide_all(told, sampling)
+        assert (bool(other.error), other.error or other.text) == (bool(whole.error), other.error or whole.text)
+    if counted > 1:
+        ends = {
+            key_of(decide_all([*texts[: counted - 1], *[ending] * (len(texts) - counted + 1)], sampling))
+            for ending in "abcd"
+        }
+        assert len(ends) > 1 or counted == len(texts)
+
+
+def decide_all(texts: Sequence[str], sampling: Sampling) -> Completion:
+    """Return what the vote of all samples is; `d` is an answer that nobody has given."""
+    every = msgspec.structs.replace(sampling, consensus_early=False, consensus_pattern="^[abcd]$")
+    answers = [completion(text, number, error="refused" * (text == "error")) for number, text in enumerate(texts)]
+    return Vote(every).decide("p", answers)
+
+
+def key_of(decided: Completion) -> str:
+    return "" if decided.error else decided.text
+
+
 async def test_an_abort_ends_all_samples() -> None:
     sampling = Sampling(samples=4, consensus="majority")
     backend: Backend
@@ -163,6 +243,21 @@ def test_with_consensus_a_prompt_is_one_row_with_its_votes(tmp_path: Path) -> No
     verify(tmp_path / "run")
 
 
+def test_a_decided_vote_costs_fewer_tokens_and_changes_no_text(tmp_path: Path) -> None:
+    every = ["sampling.samples=8", "sampling.consensus=majority", "teacher.echo.repeats=0.6"]
+    whole = generate(settings(*every), tmp_path / "whole")
+    early = generate(settings(*every, "sampling.consensus_early=true"), tmp_path / "early")
+    assert [(row.id, row.output, row.rule) for row in rows(tmp_path / "early")] == [
+        (row.id, row.output, row.rule) for row in rows(tmp_path / "whole")
+    ]
+    assert early["output_tokens"] < 0.9 * whole["output_tokens"]
+    assert min(row.samples for row in rows(tmp_path / "early")) == 4, "four equal ones of eight, and the first of them"
+    late = settings(*every, "sampling.consensus_early=true", "filter.early=false", "teacher.echo.max_num_seqs=7")
+    generate(late, tmp_path / "late")
+    assert rows(tmp_path / "late") == rows(tmp_path / "early")
+    verify(tmp_path / "early")
+
+
 def test_rows_without_agreement_fail_and_say_so(tmp_path: Path) -> None:
     summary = generate(settings(*MAJORITY, "sampling.consensus_share=0.9"), tmp_path / "run", gate=False)
     assert summary["failed"] > 0
@@ -171,7 +266,11 @@ def test_rows_without_agreement_fail_and_say_so(tmp_path: Path) -> None:
     verify(tmp_path / "run")
 
 
-@pytest.mark.parametrize("extra", [["sampling.samples=4"], MAJORITY], ids=["rows", "votes"])
+@pytest.mark.parametrize(
+    "extra",
+    [["sampling.samples=4"], MAJORITY, [*MAJORITY, "sampling.consensus_early=true"]],
+    ids=["rows", "votes", "votes until decided"],
+)
 def test_killed_in_the_middle_of_a_prompts_samples_it_resumes_to_the_same_rows(
     tmp_path: Path, extra: list[str]
 ) -> None:
@@ -203,6 +302,10 @@ def test_every_sample_has_another_seed() -> None:
     [
         (["sampling.samples=3", "sampling.temperature=0"], "at temperature 0 all samples are the same"),
         (["sampling.consensus=majority"], "set sampling.samples = 8"),
+        (
+            ["sampling.samples=8", "sampling.consensus_early=true"],
+            "there is no vote; set sampling.consensus = majority",
+        ),
         (["sampling.consensus_pattern=("], "consensus_pattern is no regular expression"),
     ],
 )
