@@ -54,6 +54,11 @@ class Answered:
         self._number = max(numbers, default=-1)
         """Of the file that is appended to, or was last."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Say whether no answer waits."""
+        return not self._place
+
     def take(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """Return the answers that an earlier part of the run had to these prompts."""
         return [self._known.pop(prompt.id) for prompt in prompts if prompt.id in self._known]

@@ -27,7 +27,8 @@ from engine.prompts import Source, source_of
 from engine.rows import Completion, Prompt, cleaned
 from engine.rules import AT_ONCE
 from engine.run import Resume, Run, open_run, versions
-from engine.shards import write_manifest
+from engine.run_settings import changed_teacher
+from engine.shards import Earlier, write_manifest
 from engine.signals import told
 from engine.steer import Committed, Steering
 from engine.window import Window
@@ -121,6 +122,9 @@ class _Generation:
         self._stopping = False
         self._up = False
         """Whether there is a teacher: while one is started, nothing is in flight that could be waited for."""
+        self._was_up = False
+        self._blamed = False
+        """Whether a prompt is said to have killed a teacher."""
         self._window = Window()
         self._answers = 0
         self._ledger = Ledger(run, progress, gate=gate, goal=goal, count=source.count)
@@ -147,7 +151,7 @@ class _Generation:
                     self._progress.ready(False)
                     restarts = 1 if self._answers > before else restarts + 1
                     hopeless = isinstance(error, LimitError) or restarts > RESTARTS
-                    if self._backend is not None or not self._answers or hopeless:
+                    if self._backend is not None or not self._was_up or hopeless:
                         raise
                     self._mourn(error, restarts)
                     await asyncio.sleep(BACKOFF_S * 2 ** (restarts - 1))
@@ -162,12 +166,13 @@ class _Generation:
 
     async def _with_teacher(self) -> None:
         async with self._teacher() as backend:
-            self._up = True
+            self._up = self._was_up = True
             await self._describe(backend)
             self._progress.ready(True, gpus=int(backend.describe().get("gpus", "0")))
             while not self._finished:
                 await self._ask(backend)
-                await self._ledger.commit(self._decided(busy=self._steering.in_flight > backend.capacity // 2))
+                if not self._is_doubtful:
+                    await self._ledger.commit(self._decided(busy=self._steering.in_flight > backend.capacity // 2))
                 if self._stopping and not self._steering.in_flight:
                     return
                 if self._steering.in_flight and not self._finished:
@@ -179,6 +184,11 @@ class _Generation:
                 await self._progress.tick(in_flight=self._steering.in_flight, waiting=self._steering.waiting)
             await backend.abort(self._steering.drop())
             self._progress.ready(False)
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """Say whether a prompt is blamed for a death, though the teacher may die of any: it has answered none yet."""
+        return self._blamed and not self._answers and self._steering.in_flight > 0
 
     def _teacher(self) -> AbstractAsyncContextManager[Backend]:
         if self._backend is not None:
@@ -237,8 +247,13 @@ class _Generation:
             yield committed
 
     async def _describe(self, backend: Backend) -> None:
-        manifest = self._run.manifest
-        manifest.teacher = {key: str(value) for key, value in backend.describe().items()}
+        manifest, now = self._run.manifest, {key: str(value) for key, value in backend.describe().items()}
+        if manifest.teacher and not self._run.is_new:
+            difference = changed_teacher(self._run.folder, manifest.teacher, now)
+            if difference:
+                note(difference)
+                manifest.earlier.append(Earlier(self._run.position, manifest.teacher))
+        manifest.teacher = now
         manifest.versions = versions()
         await asyncio.to_thread(write_manifest, self._run.folder, manifest)
 
@@ -249,6 +264,7 @@ class _Generation:
         # An endpoint is asked something else before it lets one prompt fail, so it is not this prompt that it died of.
         killer = self._window.died(lost, by_prompt=not isinstance(error, EndpointError))
         if killer is not None:
+            self._blamed = True
             self._steering.take(1)
             self._steering.finish(
                 Completion(id=killer, text="", finish_reason="error", error="the teacher dies when it is asked this")

@@ -21,12 +21,10 @@ from engine.config import Config, load
 from engine.errors import DataError, MissingError, UsageError
 from engine.prompts import source_of
 from engine.rows import OUTCOMES, Completion, Outcome, Prompt, Row
-from engine.run_settings import check_settings
+from engine.run_settings import SPEED_FACTS, check_settings
 from engine.shards import Manifest, published_rows, read_manifest
 from engine.steer import EMPTY
 
-SPEED_FACTS = frozenset({"replicas", "replicas_because", "gpus", "mps"})
-"""What is noted of a teacher and decides how fast it answers, not what."""
 BEFORE, AFTER = 20, 40
 """Characters shown on either side of the first difference."""
 
@@ -58,13 +56,14 @@ def replay(folder: Path, wanted: str, overrides: Sequence[str] = ()) -> dict[str
         raise UsageError(f"row {row.id} was never asked: {row.reason}")
     settings = load(folder / "config.toml", overrides)
     source = source_of(settings)
-    check_settings(folder, manifest, settings, source, do="leave out --set")
+    do = "leave out --set" if overrides else "replay another run"
+    check_settings(folder, manifest, settings, source, do=do)
     prompt = next(source.prompts(row.index), None)
     if prompt is None or prompt.id != row.id:
         raise DataError(f"{folder}: prompt {row.index} is not that of row {row.id}; another version made the run")
     answer, facts = asyncio.run(_ask(settings, prompt))
     found = compare(outcome, row, answer)
-    then = manifest.teacher
+    then = manifest.teacher_of(row.index)
     changed = {key: [then.get(key), facts.get(key)] for key in sorted(then.keys() | facts.keys())}
     found["changed"] = {key: pair for key, pair in changed.items() if pair[0] != pair[1] and key not in SPEED_FACTS}
     return {"run": str(folder), **found}
@@ -108,7 +107,8 @@ def _find(folder: Path, manifest: Manifest, wanted: str) -> tuple[Outcome, Row]:
             for _, row in published_rows(folder, shard, msgspec.json.Decoder(Row).decode):
                 if wanted in (row.id, str(row.index)):
                     return kind, row
-    raise MissingError(f"{folder} has no row {wanted}; give an id or an index from its shards")
+    more = "; it has not ended, and rows that are not published yet come with its next part" if manifest.is_open else ""
+    raise MissingError(f"{folder} has no row {wanted}; give an id or an index from its shards{more}")
 
 
 async def _ask(settings: Config, prompt: Prompt) -> tuple[Completion, dict[str, str]]:

@@ -68,6 +68,11 @@ class Run:
         """Answers that wait for an earlier prompt; there once what is on disk is taken in."""
 
     @property
+    def is_new(self) -> bool:
+        """Say whether nothing has been answered in it yet."""
+        return not self.position and self.answered.is_empty
+
+    @property
     def position(self) -> int:
         """Index of the first prompt that is not committed."""
         return self.tally.asked
@@ -99,14 +104,15 @@ def open_run(folder: Path, settings: Config, source: Source, *, resume: Resume =
     """
     with disk(folder):
         exists = (folder / MANIFEST).exists()
-    if exists and resume == "never":
-        raise UsageError(f"{folder} holds a run already; choose another --out, or --resume auto to go on with it")
     if not exists and resume == "always":
         raise MissingError(f"{folder} holds no run to resume; start one with --resume auto")
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        manifest = _resumed(folder, settings, source) if exists else _new(folder, settings, source)
+        begun = exists and not _is_blank(folder)
+        if begun and resume == "never":
+            raise UsageError(f"{folder} holds a run already; choose another --out, or --resume auto to go on with it")
+        manifest = _resumed(folder, settings, source) if begun else _new(folder, settings, source)
         run = Run(folder, manifest, settings)
         _recover(run, logprobs=settings.sampling.logprobs > 0)
         _grow(run, settings, source)
@@ -129,8 +135,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _is_blank(folder: Path) -> bool:
+    """Say whether a run was begun and has nothing yet: its teacher did not start, say. It may be begun anew."""
+    manifest = read_manifest(folder)
+    return not (manifest.shards or manifest.finished or _rows_in(folder))
+
+
+def _rows_in(folder: Path) -> list[str]:
+    """Return the names of files in a folder that hold rows or answers."""
+    named = [path for kind in (*OUTCOMES, "answered") for path in folder.glob(f"{kind}-*.jsonl*")]
+    return [path.name for path in named if path.stat().st_size]
+
+
 def _new(folder: Path, settings: Config, source: Source) -> Manifest:
-    stray = [path.name for kind in (*OUTCOMES, "answered") for path in folder.glob(f"{kind}-*.jsonl*")]
+    stray = _rows_in(folder)
     if stray:
         raise UsageError(f"{folder} holds {stray[0]} but no {MANIFEST}; choose another --out, or remove the files")
     begun = begun_with(settings, source)

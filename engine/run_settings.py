@@ -43,6 +43,10 @@ SPEED_KEYS = frozenset(
 )
 """Settings that decide how fast rows come, where they lie and how far a run goes, not which rows come; a run may go on
 with others."""
+SPEED_FACTS = frozenset({"replicas", "replicas_because", "gpus", "mps"})
+"""What is noted of a teacher and decides how fast it answers, not what."""
+SAME_MODEL = ("model_hash", "adapter_hash", "chat_template")
+"""What is noted of a teacher and must not change in a run: hashes of what the settings name by a path or an id."""
 GROWING = ("prompts.count", "output.accepted")
 """Settings that say how many rows: a run may be given more, since its rows are the first ones of a larger run."""
 
@@ -83,6 +87,24 @@ def check_settings(
     refuse_changed(folder, before, now, but_for=GROWING, do=do)
 
 
+def changed_teacher(folder: Path, before: dict[str, str], now: dict[str, str]) -> str | None:
+    """Compare the teacher of a run's part before with that of the next one; return a sentence if versions differ.
+
+    Raises: ConfigError where it is another model under the same name.
+    """
+    for key in SAME_MODEL:
+        if before.get(key) != now.get(key) and before.get(key):
+            raise ConfigError(
+                f"{folder} was begun with another teacher: its {key} was {before[key]}, and is {now.get(key)} now; put "
+                "the model back, or choose another --out"
+            )
+    keys = sorted((before.keys() | now.keys()) - SPEED_FACTS - {*SAME_MODEL, "model", "adapter", "prompt_form"})
+    changes = [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    if not changes:
+        return None
+    return f"{folder}: rows from here on may be others than before would have come ({', '.join(changes)})"
+
+
 def refuse_changed(
     folder: Path,
     before: dict[str, Any],
@@ -97,6 +119,11 @@ def refuse_changed(
     """
     # An older version recorded no hashes, and nobody knows what the files said.
     for key, old, new in configuration.changed_keys(files_of(now) | before, now):
+        if key == "prompts.content":
+            raise ConfigError(
+                f"{folder} was begun with other prompts than prompts.templates or prompts.file names now "
+                f"(prompts.content); put them back, or {do}"
+            )
         if key not in but_for:
             raise ConfigError(f"{folder} was begun with {key} = {old!r}, not {new!r}; put it back, or {do}")
 

@@ -54,6 +54,13 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """The teacher's log-probabilities of these rows, where they were asked for."""
 
 
+class Earlier(msgspec.Struct, frozen=True):
+    """What answered the prompts before `until`, and after those of the entry before."""
+
+    until: int
+    teacher: dict[str, str]
+
+
 class Manifest(msgspec.Struct, kw_only=True):
     """What a run is, and which shards belong to it."""
 
@@ -62,6 +69,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     """Every setting that decides which rows come out, under its dotted key."""
     versions: dict[str, str] = {}
     teacher: dict[str, str] = {}
+    earlier: list[Earlier] = []
+    """Teachers of the run's earlier parts, where they were not quite this one, in order."""
     shards: list[Shard] = []
     position: dict[str, int] = {}
     """How far the input of `filter` was read when the last shard was published."""
@@ -73,6 +82,10 @@ class Manifest(msgspec.Struct, kw_only=True):
     def is_open(self) -> bool:
         """Say whether the run was begun and has not ended, so that its rows are the first of more."""
         return bool(self.fingerprint) and not self.finished
+
+    def teacher_of(self, index: int) -> dict[str, str]:
+        """Return what answered the prompt of an index."""
+        return next((part.teacher for part in self.earlier if index < part.until), self.teacher)
 
     def of(self, kind: Outcome) -> list[Shard]:
         """Return the shards of one kind, in order."""

@@ -104,13 +104,13 @@ class TestTeacherDies:
         from engine import generate as module
         from engine.backend import EchoBackend
 
-        state = {"deaths": 0, "every": 400, "answered": 0, "poison": -1, "alone": 0}
+        state = {"deaths": 0, "every": 400, "answered": 0, "poison": -1, "alone": 0, "always": 0}
 
         class Dying(EchoBackend):
             async def completions(self):  # type: ignore[no-untyped-def]
                 taken = [*self._waiting.values(), *(prompt for prompt, _, _ in self._running.values())]
                 state["alone"] += len(taken) == 1
-                if any(prompt.index == state["poison"] for prompt in taken):
+                if state["always"] or any(prompt.index == state["poison"] for prompt in taken):
                     state["deaths"] += 1
                     raise EngineError("poisoned")
                 done = await super().completions()
@@ -143,7 +143,28 @@ class TestTeacherDies:
         assert deadly["alone"] < 40, "those that were in flight with it are not all asked alone"
         verify(tmp_path / "run")
 
-    def test_one_that_never_answers_ends_the_run(self, deadly: dict[str, int], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("at_once", [1, 1024])
+    def test_poison_may_come_before_the_first_answer(
+        self, deadly: dict[str, int], tmp_path: Path, at_once: int
+    ) -> None:
         deadly.update(every=0, poison=0)
+        generate(settings(f"teacher.echo.max_num_seqs={at_once}"), tmp_path / "run")
+        failed = [orjson.loads(line) for line in lines(tmp_path / "run", "failed")]
+        assert [row["index"] for row in failed] == [0]
+        verify(tmp_path / "run")
+
+    def test_a_single_prompt_that_kills_is_a_failed_row(self, deadly: dict[str, int], tmp_path: Path) -> None:
+        deadly.update(every=0, poison=0)
+        assert generate(settings("prompts.count=1"), tmp_path / "run", gate=False)["failed"] == 1
+
+    def test_one_that_never_answers_ends_the_run_and_no_prompt_is_to_blame(
+        self, deadly: dict[str, int], whole: Path, tmp_path: Path
+    ) -> None:
+        deadly.update(every=0, always=1)
         with pytest.raises(EngineError, match="poisoned"):
             generate(settings("teacher.echo.max_num_seqs=1"), tmp_path / "run")
+        assert deadly["deaths"] == 6
+        assert not any(path.stat().st_size for path in (tmp_path / "run").glob("failed-*"))
+        deadly.update(always=0)
+        generate(settings(), tmp_path / "run")
+        assert lines(tmp_path / "run") == lines(whole)

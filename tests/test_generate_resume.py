@@ -181,6 +181,17 @@ def test_resume_never_and_always(whole: Path, tmp_path: Path) -> None:
         generate(settings(), tmp_path / "none", resume="always")
 
 
+def test_a_run_without_a_row_may_be_begun_anew(tmp_path: Path) -> None:
+    """Its teacher did not start, and what the sentence said to change is a setting of the run."""
+    wrong = ["teacher.backend=vllm", f"teacher.model={tmp_path / 'nowhere'}"]
+    with pytest.raises(MissingError, match="is not a folder"):
+        generate(settings(*wrong), tmp_path / "run")
+    assert (tmp_path / "run" / "manifest.json").exists()
+    assert generate(settings("prompts.count=50"), tmp_path / "run", resume="never")["asked"] == 50
+    with pytest.raises(ConfigError, match=r"sampling\.max_tokens"):
+        generate(settings("prompts.count=60", "sampling.max_tokens=9"), tmp_path / "run")
+
+
 def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(command(folder, "teacher.echo.tokens_per_s=5000"), stderr=subprocess.DEVNULL)

@@ -13,6 +13,7 @@ import xxhash
 
 import potstill
 from engine import config
+from engine.backend import EchoBackend
 from engine.errors import ConfigError, MissingError, UsageError
 from engine.generate import generate
 from engine.replay import compare, replay
@@ -50,6 +51,30 @@ def test_every_kind_of_row_is_equal_and_the_run_is_untouched(whole: Path) -> Non
         assert by_id["stored"]["output"] == row.output
     assert len(replay(whole, aborted.id)["answer"]["output"]) > len(aborted.output)
     assert contents(whole) == before
+
+
+def test_a_run_knows_which_teacher_wrote_a_row_and_goes_on_with_the_same_model_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def part(count: int, **facts: str) -> None:
+        teacher = {"backend": "echo", "model": "echo", "model_hash": "first", "vllm": "0.26.0", **facts}
+        monkeypatch.setattr(EchoBackend, "describe", lambda _: teacher)
+        generate(config.load(ROOT / "data" / "echo.toml", [*FAST, f"prompts.count={count}"]), tmp_path)
+
+    part(300)
+    assert "others than before" not in capsys.readouterr().err
+    part(600, vllm="0.27.1", replicas="4")
+    assert "rows from here on may be others than before would have come (vllm 0.26.0 -> 0.27.1)" in (
+        capsys.readouterr().err
+    )
+    asked = [row.index for row in rows(tmp_path, "rejected") if row.output]
+    for index in (0, max(number for number in asked if number < 300)):
+        assert replay(tmp_path, str(index))["changed"] == {"vllm": ["0.26.0", "0.27.1"]}
+    assert replay(tmp_path, str(min(number for number in asked if number >= 300)))["changed"] == {}
+    with pytest.raises(ConfigError, match="begun with another teacher: its model_hash was first, and is second now"):
+        part(900, vllm="0.27.1", model_hash="second")
+    part(900, vllm="0.27.1")
+    assert len(read_manifest(tmp_path).earlier) == 1
 
 
 @pytest.mark.parametrize(
