@@ -75,6 +75,11 @@ class _Counts:
         ):
             tokens.add_metric([kind], count)
         yield tokens
+        progress = self._progress
+        for name, count in {"prompts": progress.answers, "tokens": progress.answered_tokens}.items():
+            yield CounterMetricFamily(
+                f"potstill_answered_{name}", "Answered since this command began, committed or waiting", value=count
+            )
         for name, value in self._progress.goodput().items():
             if value is not None:
                 yield GaugeMetricFamily(f"potstill_{name}", "Over the time in which a teacher answered", value=value)

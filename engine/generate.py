@@ -20,7 +20,7 @@ from engine.errors import EndpointError, EngineError, Interrupted, LimitError
 from engine.exporter import metrics_server
 from engine.funnel import funnel_line, yield_warning
 from engine.gate import Gate, gate_after
-from engine.goal import Ending, Goal
+from engine.goal import Ending, Goal, way_on
 from engine.ledger import Ledger
 from engine.progress import Progress, note
 from engine.prompts import Source, source_of
@@ -71,7 +71,8 @@ async def generate_with(
     with open_run(folder, settings, source, resume=resume) as run:
         if run.manifest.finished and not run.goes_on(goal, source):
             ended = run.manifest.summary.get("ending", "prompts")
-            shortfall = goal.shortfall(ended, run.tally.kept, run.filter.of_quota)
+            more = way_on(settings, asked=run.position, count=source.count)
+            shortfall = goal.shortfall(ended, run.tally.kept, run.filter.of_quota, more=more)
             note(f"{folder} is finished: {run.tally.kept:,} rows kept; nothing to do", shortfall)
             return run.manifest.summary
         if run.position:
@@ -83,7 +84,8 @@ async def generate_with(
                 generation = _Generation(settings, run, source, progress, goal, gate=opened, backend=backend)
                 ending = await generation.drive()
         summary = run.finish({"ending": ending, "seconds": round(progress.seconds, 3), **progress.goodput()})
-        shortfall = goal.shortfall(ending, run.tally.kept, run.filter.of_quota)
+        more = way_on(settings, asked=run.position, count=source.count)
+        shortfall = goal.shortfall(ending, run.tally.kept, run.filter.of_quota, more=more)
     funnel = funnel_line(summary["asked"] - summary["failed"], run.tally.lost())
     note(funnel, yield_warning(summary["asked"], summary["kept"]), shortfall)
     return summary
@@ -181,6 +183,7 @@ class _Generation:
                         prompt = self._steering.finish(completion)
                         if prompt is not None:
                             self._ledger.answered(prompt, completion)
+                            self._progress.answered(completion)
                 await self._progress.tick(in_flight=self._steering.in_flight, waiting=self._steering.waiting)
             await backend.abort(self._steering.drop())
             self._progress.ready(False)
@@ -212,7 +215,7 @@ class _Generation:
                 await backend.add(unanswered)
             if not answers:
                 return
-            self._progress.recalled()
+            self._progress.recalled(answers)
             await self._ledger.commit(self._decided(busy=True))
 
     def _room(self, backend: Backend) -> int:

@@ -1,7 +1,7 @@
 """Goal: when a run has enough, when it may ask no more, and how the end is told.
 
 Promises that both follow from the committed rows alone, so that every run of one configuration ends at the same row.
-Knows counts; nothing of prompts, teachers or disk.
+Knows counts and settings; nothing of prompts, teachers or disk.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from math import ceil, sqrt
 from typing import Literal
 
 from engine import config as configuration
+from engine.config import Config
 from engine.filter import Filter
 
 CANDIDATES_PER_ROW = 20
@@ -79,8 +80,8 @@ class Goal:
             found.append(max(_taken(wanted, of_template.get(name, 0), first) for name, wanted in self.quotas.items()))
         return min(found, default=None)
 
-    def shortfall(self, ending: Ending, kept: int, of_quota: Mapping[str, int]) -> str | None:
-        """Return the sentence for a run that ended before its goal, or None."""
+    def shortfall(self, ending: Ending, kept: int, of_quota: Mapping[str, int], *, more: str) -> str | None:
+        """Return the sentence for a run that ended before its goal, or None; `more` says how it gets more prompts."""
         missing = [
             f"{of_quota.get(name, 0):,} of {wanted:,} rows of {name!r}"
             for name, wanted in self.quotas.items()
@@ -95,9 +96,29 @@ class Goal:
             why = f"the budget of {self.candidates:,} candidates ran out; see where rows are lost with potstill "
             why += "explain, then raise output.candidates and run the same command again to go on"
         else:
-            why = "the prompts ran out; raise prompts.count and run the same command again to go on, or start another "
-            why += "with wider slots"
+            why = f"the prompts ran out; {more}"
         return f"only {', '.join(missing)}: {why}"
+
+
+def way_on(settings: Config, *, asked: int, count: int | None) -> str:
+    """Return what to do about prompts that ran out after so many were asked, of the `count` that the settings allow."""
+    prompts, sampling = settings.prompts, settings.sampling
+    greedy = sampling.temperature == 0
+    if prompts.file:
+        samples = sampling.samples if sampling.consensus == "none" else 1
+        # A count that the file cannot fill is cut to its lines; one that it fills exactly looks like any other.
+        if prompts.count is None or count is None or count < prompts.count * samples:
+            return "every line of prompts.file is asked; start another run with more lines, with its own --out"
+        rest = "if prompts.file has more lines; else start another run with more lines, with its own --out"
+    elif count is None or asked < count:
+        return (
+            "at temperature 0 no combination of slots is asked twice, and those that could help are used up; start "
+            "another run with wider slots or a higher sampling.temperature, with its own --out"
+        )
+    else:
+        rest = "to go on"
+        rest += ", as far as there are combinations of slots: at temperature 0 none is asked twice" if greedy else ""
+    return f"raise prompts.count and run the same command again {rest}"
 
 
 def _taken(wanted: int, had: int, first: int) -> int:

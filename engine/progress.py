@@ -20,6 +20,7 @@ from engine.goal import Goal
 from engine.live import is_live, printable, show
 from engine.live import note as note
 from engine.part import disk
+from engine.rows import Completion
 from engine.tally import Tally
 
 METRICS = "metrics.jsonl"
@@ -48,6 +49,10 @@ class Progress:
         self._paced_from: tuple[int, float] | None = (tally.asked, before.answering_seconds)
         """Prompts that had ended, and seconds of answering, where the measuring of the pace began."""
         self._answering_since: float | None = None
+        self.answers = self.answered_tokens = 0
+        """What the teacher has answered in this part of the run, and its output tokens, committed or not."""
+        self._recalled = self._recalled_tokens = 0
+        self._answered_before = (tally.asked - tally.skipped, tally.output_tokens)
         self._last_counts = self._plain_counts = self._counts()
         self._saved: dict[str, int] = {}
         self._live = is_live()
@@ -76,9 +81,16 @@ class Progress:
         self._answering_s, self._gpu_s = self.answering_s, self.gpu_s
         self._answering_since, self._gpus = (time.monotonic(), gpus) if is_ready else (None, 0)
 
-    def recalled(self) -> None:
+    def answered(self, completion: Completion) -> None:
+        """Note an answer of the teacher, which may have to wait for an earlier prompt."""
+        self.answers += 1
+        self.answered_tokens += _cost(completion)
+
+    def recalled(self, answers: Sequence[Completion]) -> None:
         """Note that answers of an earlier part of the run came back: they took no time, so the pace is told anew."""
         self._paced_from = None
+        self._recalled += len(answers)
+        self._recalled_tokens += sum(map(_cost, answers))
 
     def goodput(self) -> dict[str, float | None]:
         """Return what the run made of the time in which its teacher answered."""
@@ -113,7 +125,16 @@ class Progress:
             await self._measure(now, in_flight, waiting)
 
     def _counts(self) -> tuple[int, int, int]:
-        return self._tally.asked, self._tally.output_tokens, self._tally.kept
+        """Return what was answered, rows and tokens, whether committed or not, and what is kept.
+
+        By the committed rows where these are more: nobody need tell of answers. Those that came back are no new work.
+        """
+        tally, (rows, tokens) = self._tally, self._answered_before
+        return (
+            max(rows + self.answers, tally.asked - tally.skipped - self._recalled),
+            max(tokens + self.answered_tokens, tally.output_tokens - self._recalled_tokens),
+            tally.kept,
+        )
 
     async def _measure(self, now: float, in_flight: int = 0, waiting: int = 0, *, last: bool = False) -> None:
         if self._paced_from is None:
@@ -211,6 +232,11 @@ def yields(tally: Tally) -> list[str]:
 def _rates(before: Sequence[int], now: Sequence[int], seconds: float) -> tuple[float, ...]:
     """Return how much was added a second."""
     return tuple((new - old) / max(seconds, 1e-9) for old, new in zip(before, now, strict=True))
+
+
+def _cost(completion: Completion) -> int:
+    """Return what an answer adds to the output tokens once it is committed: all samples of it."""
+    return completion.sampled_tokens or completion.output_tokens
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]

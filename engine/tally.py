@@ -79,7 +79,8 @@ class Tally:
     def tokens_saved(self) -> dict[str, int]:
         """Output tokens that early decisions saved: an estimate, by the mean length of a template's whole answers.
 
-        A low one for rows that were ended for their length: they would have gone on past the mean.
+        It may be off in both directions: rows that are ended early are not like those that are not. One that is ended
+        for its length would have gone on past the mean, and a refusal would soon have been over.
         """
         with self._lock:
             self._catch_up()

@@ -58,7 +58,7 @@ class TemplateTally:
         return bool(self.skipped or self.held or self.ended)
 
     def saved(self, mean: float) -> tuple[float, float, float]:
-        """Return the tokens that skipping, holding back and ending early saved; `mean` of all, where it has none."""
+        """Return about the tokens that skipping, holding back and ending early saved; `mean` of all if it has none."""
         if self.whole:
             mean = self.whole_tokens / self.whole
         ended = self.ended.copy()

@@ -1,5 +1,6 @@
 """What a run says of itself while it goes: metrics.jsonl, the summary, Prometheus."""
 
+import re
 import socket
 import subprocess
 import time
@@ -42,6 +43,10 @@ def test_prometheus_text_while_it_runs(tmp_path: Path) -> None:
     assert 'potstill_tokens_total{kind="saved_skipped"}' in text
     assert 'potstill_template_prompts_total{result="kept",template="json"}' in text
     assert "potstill_kept_per_answering_s " in text
+    [answered] = re.findall(r"^potstill_answered_tokens_total (\S+)$", text, re.MULTILINE)
+    [committed] = re.findall(r'^potstill_tokens_total{kind="output"} (\S+)$', text, re.MULTILINE)
+    assert float(answered) >= float(committed) > 0
+    assert "potstill_answered_prompts_total " in text
 
 
 def test_metrics_and_summary_agree(whole: Path) -> None:

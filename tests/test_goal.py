@@ -226,3 +226,52 @@ def test_a_run_ends_where_only_prompts_are_left_that_nobody_wants(tmp_path: Path
         found.append((summary["asked"], lines(folder)))
         assert generate(config.load(None, [*shared, *more]), folder) == summary, "it is finished"
     assert found == [found[0]] * 4
+
+
+def greedy(folder: Path, *more: str) -> config.Config:
+    (folder / "few.toml").write_text('[[template]]\nid = "a"\ntext = "Say {n}"\nslots.n.range = [1, 100]\n')
+    return echo(f"prompts.templates={folder / 'few.toml'}", "sampling.temperature=0", *more)
+
+
+def from_file(folder: Path, *more: str) -> config.Config:
+    (folder / "own.jsonl").write_text("".join(f'{{"prompt": "Say {n}"}}\n' for n in range(100)))
+    return echo(f"prompts.file={folder / 'own.jsonl'}", *more)
+
+
+def echo(*more: str) -> config.Config:
+    return config.load(None, ["teacher.backend=echo", "teacher.echo.tokens_per_s=1e9", "output.accepted=150", *more])
+
+
+MORE_LINES = "every line of prompts.file is asked; start another run with more lines, with its own --out"
+
+
+@pytest.mark.parametrize(
+    ("make", "more", "advice"),
+    [
+        (greedy, [], "another run with wider slots"),
+        (greedy, ["prompts.count=5000"], "another run with wider slots"),
+        (greedy, ["prompts.count=50"], "run the same command again to go on, as far as"),
+        (from_file, [], MORE_LINES),
+        (from_file, ["prompts.count=5000"], MORE_LINES),
+        (from_file, ["prompts.count=60", "sampling.samples=2"], "run the same command again if"),
+        (from_file, ["sampling.consensus=majority", "sampling.samples=3", "prompts.count=101"], MORE_LINES),
+    ],
+)
+def test_what_to_do_about_prompts_that_ran_out_can_be_done(
+    tmp_path: Path, make: Any, more: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = make(tmp_path, *more)
+    assert generate(wanted, tmp_path / "run", gate=False)["ending"] == "prompts"
+    said = capsys.readouterr().err
+    assert advice in said[said.index("of 150 rows: the prompts ran out; ") :]
+    assert ("raise prompts.count" in said) == ("same command" in advice)
+    assert ("slots" in said) == (make is greedy)
+    generate(wanted, tmp_path / "run", gate=False)
+    again = capsys.readouterr().err
+    assert again.endswith(said[said.index("only ") :])
+
+
+def test_a_count_that_ended_a_run_can_be_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate(settings("output.accepted=290", "prompts.count=300"), tmp_path / "run")
+    assert capsys.readouterr().err.endswith("raise prompts.count and run the same command again to go on\n")
+    assert generate(settings("output.accepted=290", "prompts.count=3000"), tmp_path / "run")["ending"] == "accepted"

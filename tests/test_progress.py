@@ -1,4 +1,4 @@
-"""What progress tells of a run: how long it takes yet, and how long it took before."""
+"""What progress tells of a run: how fast it is, how long it takes yet, and how long it took before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from echo_runs import settings
 
@@ -16,7 +17,7 @@ from engine.errors import LimitError
 from engine.generate import generate
 from engine.goal import Goal
 from engine.progress import METRICS, Progress
-from engine.rows import Row
+from engine.rows import Completion, Row
 from engine.tally import Tally
 
 QUOTAS = {"a": 300, "b": 100}
@@ -26,7 +27,7 @@ def count(tally: Tally, rows: Mapping[str, int]) -> None:
     """Count so many rows of each template and rule: `a` is kept, `a phrase` is rejected."""
     for what, number in rows.items():
         template, _, rule = what.partition(" ")
-        row = Row("i", "", "o", template, "id", 0, "stop", output_tokens=40, rule=rule)
+        row = Row("i", "", "o", template, "id", 0, "stop", output_tokens=40 * (rule != "quota"), rule=rule)
         for _ in range(number):
             tally.add("skipped" if rule == "quota" else "rejected" if rule else "kept", row)
 
@@ -48,7 +49,7 @@ async def left_after_ten_seconds(
         progress.ready(True)
         assert progress._answering_since is not None
         if recalled:
-            progress.recalled()
+            progress.recalled([Completion("", "", "stop")] * recalled)
             progress._last -= 1
             await progress.tick(in_flight=0, waiting=recalled)
         progress._answering_since -= 10
@@ -121,7 +122,7 @@ def test_answers_of_an_earlier_part_are_told(tmp_path: Path, monkeypatch: pytest
         generate(config, tmp_path, gate=False)
     monkeypatch.undo()
     told: list[Progress] = []
-    monkeypatch.setattr(Progress, "recalled", lambda self: told.append(self))
+    monkeypatch.setattr(Progress, "recalled", lambda self, answers: told.append(self))
     generate(config, tmp_path, gate=False)
     assert told
     told.clear()
@@ -136,3 +137,47 @@ async def test_a_line_of_metrics_that_says_no_time_is_left_out(tmp_path: Path, s
     async with Progress(tmp_path, Tally(), total=None, goal=Goal(Output())) as progress:
         assert (progress.answering_s, progress.gpu_s) == (8.5, 17.0)
         assert 9.5 <= progress.seconds < 60
+
+
+async def test_rates_are_of_what_is_answered_and_kept_ones_of_what_is_committed(tmp_path: Path) -> None:
+    tally = Tally()
+    count(tally, {"a": 50, "a quota": 10})
+    async with Progress(tmp_path, tally, total=None, goal=Goal(Output())) as progress:
+        progress.recalled([Completion("", "", "stop", output_tokens=40)] * 1000)
+        for committed in (0, 1000, 200):  # those that came back, then what waits behind them
+            for _ in range(100):
+                progress.answered(Completion("", "", "stop", output_tokens=10, sampled_tokens=40))
+            count(tally, {"a": committed, "a quota": committed})
+            progress._last -= 10
+            await progress.tick(in_flight=5, waiting=1100)
+    *found, last = map(orjson.loads, (tmp_path / METRICS).read_bytes().splitlines())
+    assert [one["rows_per_s"] for one in found] == pytest.approx([10] * 3, rel=0.02)
+    assert [one["output_tokens_per_s"] for one in found] == pytest.approx([400] * 3, rel=0.02)
+    assert [one["kept_per_s"] for one in found] == pytest.approx([0, 100, 20], rel=0.02)
+    assert (last["rows_per_s"], last["asked"], last["output_tokens"]) == (0, 2460, 1250 * 40)
+
+
+def test_a_teacher_at_work_has_a_rate_while_its_answers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("prompts.count=400", "teacher.echo.refusals=0")
+    told: list[Progress] = []
+    original = Progress.answered
+
+    def answered(self: Progress, completion: Completion) -> None:
+        original(self, completion)
+        told.append(self)
+
+    monkeypatch.setattr(generation, "make_backend", lambda teacher, sampling, watch: Stopping(teacher.echo, sampling))
+    monkeypatch.setattr(Progress, "answered", answered)
+    with pytest.raises(LimitError):
+        generate(config, tmp_path, gate=False)
+    last = orjson.loads((tmp_path / METRICS).read_bytes().splitlines()[-1])
+    assert last["asked"] == 0, "the first prompt has no answer yet"
+    assert len(told) >= 100
+    assert last["rows_per_s"] > 0
+    assert last["output_tokens_per_s"] > 0
+    before = len(told)
+    monkeypatch.undo()
+    monkeypatch.setattr(Progress, "answered", answered)
+    summary = generate(config, tmp_path, gate=False)
+    assert len(told) == summary["asked"] - summary["skipped"], "what came back is not answered again"
+    assert told[-1].answers == len(told) - before
