@@ -169,12 +169,14 @@ def _grow(run: Run, settings: Config, source: Source) -> None:
 
     Raises: ConfigError where it is less than what is on disk.
     """
-    accepted = settings.output.accepted
+    accepted, candidates = settings.output.accepted, settings.output.candidates
     more = ""
     if source.count is not None and run.position > source.count:
         more = f"{run.position:,} prompts of {run.folder} are asked already, and prompts.count allows {source.count:,}"
     elif accepted is not None and run.tally.kept > accepted:
         more = f"{run.tally.kept:,} rows of {run.folder} are kept already, and output.accepted is {accepted:,}"
+    elif candidates is not None and run.tally.candidates > candidates:
+        more = f"{run.folder} has {run.tally.candidates:,} candidates already, and output.candidates is {candidates:,}"
     if more:
         raise ConfigError(f"{more}; a run can be given more, not less: raise it, or choose another --out")
     known, wanted = run.manifest.fingerprint, fingerprint(settings, source)

@@ -61,6 +61,10 @@ def test_the_budget_of_candidates_ends_a_run_and_a_larger_one_goes_on(
     again = capsys.readouterr().err
     assert "is finished" in again
     assert again.endswith(said[said.index("only ") :]), "what is missing is said again"
+    with pytest.raises(
+        ConfigError, match=r"has 150 candidates already, and output\.candidates is 100; a run can be given"
+    ):
+        generate(settings(*wanted, "output.candidates=100"), tmp_path / "run")
     generate(settings(*wanted, "output.candidates=5000"), tmp_path / "run")
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     assert verify(tmp_path / "run")["finished"]
