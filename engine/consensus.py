@@ -180,7 +180,7 @@ class Vote:
             error=self._objection(samples, len(winners)),
             samples=len(samples),
             votes=len(winners),
-            sampled_tokens=sum(sample.sampled_tokens or sample.output_tokens for sample in samples),
+            sampled_tokens=sum(sample.cost for sample in samples),
         )
 
     def ballot(self, sample: Completion) -> str | None:

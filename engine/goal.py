@@ -105,9 +105,8 @@ def way_on(settings: Config, *, asked: int, count: int | None) -> str:
     prompts, sampling = settings.prompts, settings.sampling
     greedy = sampling.temperature == 0
     if prompts.file:
-        samples = sampling.samples if sampling.consensus == "none" else 1
         # A count that the file cannot fill is cut to its lines; one that it fills exactly looks like any other.
-        if prompts.count is None or count is None or count < prompts.count * samples:
+        if prompts.count is None or count is None or count < prompts.count * sampling.rows_per_prompt:
             return "every line of prompts.file is asked; start another run with more lines, with its own --out"
         rest = "if prompts.file has more lines; else start another run with more lines, with its own --out"
     elif count is None or asked < count:

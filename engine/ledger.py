@@ -38,14 +38,12 @@ class Ledger:
         self._objection: str | None = None
         self._encoder = msgspec.json.Encoder()
         self._before_s = progress.answering_s
-        self._answers = 0
-        """Answers that came in this part of the run, and the seconds in which others came before."""
+        """Seconds in which the answers of earlier parts of the run came."""
         self._fresh: dict[str, Answer] = {}
         """Answers that came since the last call of `commit`."""
 
     def answered(self, prompt: Prompt, completion: Completion) -> None:
         """Take note of an answer, which is kept if it has to wait; a failed prompt is asked again after a kill."""
-        self._answers += 1
         if not completion.error:
             self._fresh[prompt.id] = Answer(prompt.index, completion)
 
@@ -89,9 +87,9 @@ class Ledger:
     def _look(self, gate: Gate) -> None:
         """Say what the gate has seen, and take down its objection."""
         total = self._goal.prompts(gate.rows, gate.kept.total(), gate.kept, candidates=gate.rows, count=self._count)
-        seconds = self._progress.answering_s - (self._before_s if self._answers else 0.0)
+        seconds = self._progress.answering_s - (self._before_s if self._progress.answers else 0.0)
         form = self._run.manifest.teacher.get("prompt_form", "")
-        note(gate.report(total=total, seconds=seconds, answered=self._answers, form=form))
+        note(gate.report(total=total, seconds=seconds, answered=self._progress.answers, form=form))
         self._objection = gate.objection()
 
     def _write(self, lines: dict[Outcome, list[bytes]], records: list[bytes], fresh: Sequence[Answer] = ()) -> None:

@@ -84,13 +84,13 @@ class Progress:
     def answered(self, completion: Completion) -> None:
         """Note an answer of the teacher, which may have to wait for an earlier prompt."""
         self.answers += 1
-        self.answered_tokens += _cost(completion)
+        self.answered_tokens += completion.cost
 
     def recalled(self, answers: Sequence[Completion]) -> None:
         """Note that answers of an earlier part of the run came back: they took no time, so the pace is told anew."""
         self._paced_from = None
         self._recalled += len(answers)
-        self._recalled_tokens += sum(map(_cost, answers))
+        self._recalled_tokens += sum(answer.cost for answer in answers)
 
     def goodput(self) -> dict[str, float | None]:
         """Return what the run made of the time in which its teacher answered."""
@@ -232,11 +232,6 @@ def yields(tally: Tally) -> list[str]:
 def _rates(before: Sequence[int], now: Sequence[int], seconds: float) -> tuple[float, ...]:
     """Return how much was added a second."""
     return tuple((new - old) / max(seconds, 1e-9) for old, new in zip(before, now, strict=True))
-
-
-def _cost(completion: Completion) -> int:
-    """Return what an answer adds to the output tokens once it is committed: all samples of it."""
-    return completion.sampled_tokens or completion.output_tokens
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]

@@ -232,5 +232,5 @@ def source_of(settings: Config) -> Source:
         run_seed=sampling.seed,
         greedy=sampling.temperature == 0,
         endless=bool(settings.output.accepted or settings.output.quotas or settings.output.candidates),
-        samples=sampling.samples if sampling.consensus == "none" else 1,
+        samples=sampling.rows_per_prompt,
     )

@@ -86,6 +86,11 @@ class Completion(msgspec.Struct, frozen=True):
     logprobs: bytes = b""
     """The tokens' log-probabilities, packed by engine/logprobs.py; empty where they were not asked for."""
 
+    @property
+    def cost(self) -> int:
+        """Output tokens that the teacher wrote for it, those of all samples."""
+        return self.sampled_tokens or self.output_tokens
+
 
 class Verdict(msgspec.Struct, frozen=True):
     """A rule's answer on one row: the rule that rejected it and why, or KEPT."""

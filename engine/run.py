@@ -169,7 +169,7 @@ def _grow(run: Run, settings: Config, source: Source) -> None:
 
     Raises: ConfigError where it is less than what is on disk.
     """
-    accepted, candidates = settings.output.accepted, settings.output.candidates
+    accepted, candidates = settings.output.accepted, Goal(settings.output).candidates
     more = ""
     if source.count is not None and run.position > source.count:
         more = f"{run.position:,} prompts of {run.folder} are asked already, and prompts.count allows {source.count:,}"

@@ -158,6 +158,11 @@ class Sampling(Section, frozen=True):
     end_loops: Loop | None = None
     """vLLM ends an answer that goes round in circles; needs a `repetition` rule, which rejects it."""
 
+    @property
+    def rows_per_prompt(self) -> int:
+        """How many rows a prompt makes: one for each sample, or one by a vote."""
+        return self.samples if self.consensus == "none" else 1
+
 
 class Filter(Section, frozen=True):
     """Which rows are kept."""

@@ -160,7 +160,7 @@ def test_a_contender_that_fails_does_not_take_the_others_with_it(
     student = tiny_student(tmp_path / "tiny")
     (student / "chat_template.jinja").write_text(THINKING)
     command = f"bench train --shape {student} --rows 40 --held-out 20 --steps 3 --warm-up 0 --together"
-    contenders = "potstill-unsloth,potstill-trl"
+    contenders = "potstill-unsloth,recipe,potstill-trl"
     assert main([*command.split(), "--contenders", contenders, "--write", str(tmp_path)]) == 1
     out, err = capfd.readouterr()
     assert out == ""
@@ -170,7 +170,7 @@ def test_a_contender_that_fails_does_not_take_the_others_with_it(
     assert found["failed"] == ["potstill-unsloth"]
     steps = {name: (figures["steps"], figures["timed_steps"]) for name, figures in found["results"].items()}
     # Potstill's clock starts at the first point of its loss curve.
-    assert steps == {"potstill-trl": (3, 2)}
+    assert steps == {"recipe": (3, 3), "potstill-trl": (3, 2)}
     assert main(["bench", "train", "--contenders", "axolotl"]) != 0
 
 

@@ -65,6 +65,11 @@ def test_the_budget_of_candidates_ends_a_run_and_a_larger_one_goes_on(
         ConfigError, match=r"has 150 candidates already, and output\.candidates is 100; a run can be given"
     ):
         generate(settings(*wanted, "output.candidates=100"), tmp_path / "run")
+    generate(
+        settings("output.accepted=20", "output.candidates=5000", "filter.max_chars=6"), tmp_path / "dry", gate=False
+    )
+    with pytest.raises(ConfigError, match=r"has 3,000 candidates already, and output\.candidates is 1,400"):
+        generate(settings("output.accepted=20", "filter.max_chars=6"), tmp_path / "dry", gate=False)
     generate(settings(*wanted, "output.candidates=5000"), tmp_path / "run")
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     assert verify(tmp_path / "run")["finished"]

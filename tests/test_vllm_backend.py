@@ -135,22 +135,34 @@ async def test_an_adapter_changes_the_answers_and_brings_its_template(
 ) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(1)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_teacher.model),
-        LoraConfig(r=12, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
+        LoraConfig(
+            r=12, lora_alpha=96, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+        ),
     )
     model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher.model)
+
+    def greedy() -> str:
+        """What transformers answers to what the adapter's template makes of the question."""
+        ids = tokenizer("<<Say something.>>", add_special_tokens=False, return_tensors="pt")
+        written = model.generate(**ids, do_sample=False, max_new_tokens=8)[0, ids["input_ids"].shape[1] :]
+        return str(tokenizer.decode(written, skip_special_tokens=True))
+
     template = "{% for turn in messages %}<<{{ turn.content }}>>{% endfor %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     question = ask("Say something.", max_tokens=8)
     base_facts, base = vllm_teacher.describe(), await one(vllm_teacher, question)
     teacher = msgspec.structs.replace(tiny_teacher, adapter=str(tmp_path))
-    async with make_backend(teacher, SAMPLING) as backend:
+    async with make_backend(teacher, Sampling(temperature=0, max_tokens=8)) as backend:
         facts, answer = backend.describe(), await one(backend, question)
-    assert answer.text != base.text
+    assert answer.text == greedy()
+    with model.disable_adapter():
+        assert answer.text != greedy()
     assert 0 < answer.prompt_tokens < base.prompt_tokens
     assert len(facts["adapter_hash"]) == 32
     assert facts["model_hash"] == base_facts["model_hash"]
